@@ -1,0 +1,187 @@
+"""The command line: parse, call, print, exit.
+
+Exit status: 0 all clean, 1 damage or drift found, 2 wrong usage or no repository, 3 could not
+tell (or nothing was checked), 130 interrupted. Damage wins over could-not-tell.
+
+Everything heavy is imported inside the command that needs it, so that ``--help`` answers at
+once; those imports carry PLC0415 for that reason.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dvc_integrity.errors import IntegrityError, RepositoryError, printable
+
+if TYPE_CHECKING:
+    from dvc_integrity.manifest import Manifest
+    from dvc_integrity.report import Report
+    from dvc_integrity.repository import Repository
+    from dvc_integrity.stores import Store
+
+__all__ = ["main"]
+
+CLEAN, DAMAGED, USAGE, UNKNOWN, INTERRUPTED = 0, 1, 2, 3, 130
+
+ERROR_SCHEMA = "dvc-integrity/error/1"
+
+_STATUS = {"clean": CLEAN, "damaged": DAMAGED, "incomplete": UNKNOWN}
+
+
+def main() -> None:
+    """Run the command line and end the process with its exit status."""
+    try:
+        status = commands(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("Interrupted; nothing was changed.", err=True)
+        status = INTERRUPTED
+    sys.exit(status)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("dvc-integrity"), prog_name="dvc-integrity")
+def commands() -> None:
+    """Hold the data that DVC tracks to the hashes that are committed to Git."""
+
+
+@commands.command()
+@click.argument("targets", nargs=-1, metavar="[TARGET]...")
+@click.option(
+    "--rev",
+    metavar="REV",
+    help="Commit to hold data to; default HEAD, or the baseline of the running DVC experiment. "
+    "'workspace': the metadata in the work tree.",
+)
+@click.option("--all", "all_outs", is_flag=True, help="Every output, those of stages too.")
+@click.option(
+    "--store",
+    "store_name",
+    default="workspace",
+    show_default=True,
+    metavar="workspace|cache|remote|remote:NAME",
+    help="Where the bytes lie.",
+)
+@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Reading threads.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.option("--receipt", type=click.Path(), metavar="FILE", help="Write the verdict to FILE.")
+@click.option("--cold", is_flag=True, help="Drop cached pages first: read from the device.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress, and silence if all is clean.")
+@click.option("-v", "--verbose", is_flag=True, help="Show every finding.")
+def verify(
+    targets: tuple[str, ...],
+    rev: str | None,
+    all_outs: bool,
+    store_name: str,
+    jobs: int | None,
+    as_json: bool,
+    receipt: str | None,
+    cold: bool,
+    quiet: bool,
+    verbose: bool,
+) -> int:
+    """Re-hash real bytes and compare them with the committed hashes.
+
+    TARGETs are DVC outputs, paths inside them, or folders with outputs; without any, every
+    source is verified: data tracked by a .dvc file, or imported.
+    """
+    try:
+        report, repository = _verified(targets, rev, all_outs, store_name, jobs, receipt, cold,
+                                       quiet=quiet or as_json)  # fmt: skip
+    except IntegrityError as error:
+        return _fail(error, as_json=as_json)
+    if as_json:
+        click.echo(json.dumps(report.to_json(), indent=2))
+    else:
+        from dvc_integrity.console import print_report  # noqa: PLC0415
+
+        print_report(report, verbose=verbose, quiet=quiet)
+    status = _STATUS[report.verdict.value]
+    try:
+        if receipt:
+            _write(repository, report, receipt)
+    except IntegrityError as error:
+        failure = _fail(error, as_json=False)
+        return DAMAGED if status == DAMAGED else failure
+    return status
+
+
+def _verified(
+    targets: tuple[str, ...],
+    rev: str | None,
+    all_outs: bool,
+    store_name: str,
+    jobs: int | None,
+    receipt: str | None,
+    cold: bool,
+    *,
+    quiet: bool,
+) -> tuple[Report, Repository]:
+    from dvc_integrity.console import show_progress  # noqa: PLC0415
+    from dvc_integrity.repository import Repository  # noqa: PLC0415
+    from dvc_integrity.verify import verify as hold  # noqa: PLC0415
+
+    repository = Repository()
+    store = _store(repository, store_name)
+    manifest = repository.manifest(*targets, rev=rev, all_outs=all_outs)
+    if receipt:
+        _refuse_receipt_in_data(repository, manifest, receipt)
+    with show_progress(len(manifest), manifest.total_bytes, quiet=quiet) as meter:
+        return hold(manifest, store, jobs=jobs, cold=cold, meter=meter), repository
+
+
+def _store(repository: Repository, name: str) -> Store:
+    if name == "workspace":
+        return repository.workspace
+    if name == "cache":
+        return repository.cache
+    if name == "remote" or name.startswith("remote:"):
+        return repository.remote(name.partition(":")[2] or None)
+    raise click.BadParameter(
+        f"'{printable(name)}' is none of workspace, cache, remote, remote:NAME",
+        param_hint="--store",
+    )
+
+
+def _refuse_receipt_in_data(repository: Repository, manifest: Manifest, receipt: str) -> None:
+    """Refuse to write among the very files that are verified."""
+    path = os.path.relpath(os.path.realpath(receipt), repository.root)
+    inside = any(path == tree or path.startswith(f"{tree}/") for tree in manifest.trees)
+    if inside or manifest.find(path) is not None:
+        raise RepositoryError(
+            f"The receipt '{printable(receipt)}' would lie among the data that it is about. Name a "
+            f"file elsewhere, for example 'receipts/data.json'."
+        )
+
+
+def _write(repository: Repository, report: Report, receipt: str) -> None:
+    """Write the stable receipt, and what varies from run to run beside DVC's temporary files."""
+    from dvc_integrity.receipt import write_receipt, write_report  # noqa: PLC0415
+
+    write_receipt(report, receipt)
+    name = os.path.relpath(os.path.realpath(receipt), repository.root).replace(os.sep, "-")
+    write_report(report, os.path.join(repository.root, ".dvc", "tmp", "integrity", "reports", name))
+
+
+def _fail(error: IntegrityError, *, as_json: bool) -> int:
+    """Say what is wrong, on stderr or as a document, and return the exit status."""
+    status = USAGE if isinstance(error, RepositoryError) else UNKNOWN
+    if as_json:
+        document: dict[str, Any] = {
+            "schema": ERROR_SCHEMA,
+            "error": type(error).__name__,
+            "message": str(error),
+            "exit_status": status,
+        }
+        click.echo(json.dumps(document, indent=2))
+    else:
+        click.echo(f"dvc-integrity: {error}", err=True)
+    return status

@@ -1,0 +1,238 @@
+"""What people see: progress on stderr, the verdict and the findings on stdout.
+
+Names that come from metadata or from a disk are untrusted: they pass ``printable`` and are
+never taken for markup.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from dvc_integrity.errors import printable
+from dvc_integrity.hashing import Meter
+from dvc_integrity.report import Evidence, Finding, Report, Status, Verdict
+
+__all__ = ["print_report", "show_progress"]
+
+ROWS_SHOWN = 20
+"""Findings in the table, unless all are asked for."""
+
+SECONDS_BETWEEN_LINES = 10.0
+"""Seconds between two lines of progress where stderr is no terminal."""
+
+REFRESHES_PER_SECOND = 8
+"""How often the bar is drawn."""
+
+_STYLES = {
+    Status.CORRUPT: "bold red",
+    Status.MISSING: "red",
+    Status.MODIFIED: "red",
+    Status.EXTRA: "magenta",
+    Status.OK: "green",
+}
+_VERDICT_STYLES = {
+    Verdict.CLEAN: "bold green",
+    Verdict.DAMAGED: "bold red",
+    Verdict.INCOMPLETE: "bold yellow",
+}
+
+
+@contextmanager
+def show_progress(files: int, size: int | None, *, quiet: bool) -> Iterator[Meter]:
+    """Show how far the reading is: a bar on a terminal, plain lines elsewhere.
+
+    Parameters
+    ----------
+    files
+        Files that will be read.
+    size
+        Bytes that will be read, or None if DVC records no size.
+    quiet
+        Show nothing.
+    """
+    meter = Meter()
+    if quiet:
+        yield meter
+    elif sys.stderr.isatty():
+        with _bar(meter, files, size):
+            yield meter
+    else:
+        with _lines(meter, files):
+            yield meter
+
+
+def print_report(report: Report, *, verbose: bool, quiet: bool) -> None:
+    """Print the findings, the worst first, then the verdict and what helps."""
+    console = Console(highlight=False, soft_wrap=True)
+    if report.findings:
+        _print_findings(console, report.findings, len(report.findings) if verbose else ROWS_SHOWN)
+    if quiet and report.ok:
+        return
+    console.print(_summary(report))
+    if verbose:
+        console.print(f"manifest {report.manifest.digest}", markup=False)
+    for line in _advice(report):
+        console.print(line, markup=False)
+
+
+class _Rate(ProgressColumn):
+    """Bytes a second since the start."""
+
+    def __init__(self, meter: Meter) -> None:
+        super().__init__()
+        self._meter = meter
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{_bytes(self._meter.bytes / max(task.elapsed or 0.0, 1e-3))}/s")
+
+
+@contextmanager
+def _bar(meter: Meter, files: int, size: int | None) -> Iterator[None]:
+    columns = (
+        TextColumn("verify"),
+        BarColumn(),
+        TextColumn("{task.fields[files]:,}/{task.fields[of]:,} files"),
+        _Rate(meter),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, auto_refresh=False) as progress:
+        task = progress.add_task("verify", total=size or files, files=0, of=files)
+
+        def draw() -> None:
+            done = meter.bytes if size else meter.files
+            progress.update(task, completed=done, files=meter.files)
+            progress.refresh()
+
+        with _repeated(draw, 1 / REFRESHES_PER_SECOND):
+            yield
+
+
+@contextmanager
+def _lines(meter: Meter, files: int) -> Iterator[None]:
+    start = time.monotonic()
+
+    def say() -> None:
+        rate = meter.bytes / max(time.monotonic() - start, 1e-3)
+        print(  # noqa: T201 (this module prints)
+            f"verify: {meter.files:,} of {files:,} files, {_bytes(meter.bytes)}, {_bytes(rate)}/s",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    with _repeated(say, SECONDS_BETWEEN_LINES):
+        yield
+
+
+@contextmanager
+def _repeated(action: object, seconds: float) -> Iterator[None]:
+    """Call ``action`` on a thread every so many seconds until the block ends."""
+    done = threading.Event()
+
+    def run() -> None:
+        while not done.wait(seconds):
+            action()  # type: ignore[operator]
+
+    thread = threading.Thread(target=run, name="dvc-integrity-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _print_findings(console: Console, findings: tuple[Finding, ...], shown: int) -> None:
+    rows = [_row(finding) for finding in findings[:shown]]
+    if console.is_terminal:
+        table = Table(box=None, pad_edge=False, show_edge=False)
+        table.add_column("status", no_wrap=True)
+        table.add_column("path", overflow="fold")
+        table.add_column("why", overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    else:
+        for status, path, why in rows:
+            console.print(f"{status!s:<12} {path}  {why}".rstrip(), markup=False)
+    if len(findings) > shown:
+        hidden = len(findings) - shown
+        console.print(f"… and {hidden:,} more not shown ('-v' shows all, '--json' too)")
+    console.print()
+
+
+def _row(finding: Finding) -> tuple[Text, Text, Text]:
+    status = "transient" if finding.transient else finding.status.value
+    style = _STYLES.get(finding.status, "yellow")
+    return Text(status, style=style), Text(printable(finding.path)), Text(_why(finding))
+
+
+def _why(finding: Finding) -> str:
+    if finding.expected and finding.found and finding.expected != finding.found:
+        hashes = f"expected {finding.expected.hex[:8]}…, found {finding.found.hex[:8]}…"
+        return f"{hashes}; {printable(finding.detail)}" if finding.detail else hashes
+    return printable(finding.detail)
+
+
+def _summary(report: Report) -> Text:
+    counts = dict.fromkeys(Status, 0)
+    for finding in report.findings:
+        counts[finding.status] += 1
+    read = report.coverage.files[Evidence.REHASHED]
+    size = _bytes(report.coverage.bytes[Evidence.REHASHED])
+    parts = [
+        f"{read:,} of {report.manifest.files:,} files re-hashed ({size}) in {report.seconds:.1f} s",
+        *(f"{count:,} {status.value}" for status, count in counts.items() if count),
+    ]
+    rest = f": {report.store} at {report.rev[:12]}, {', '.join(parts)}"
+    return Text.assemble((report.verdict.value, _VERDICT_STYLES[report.verdict]), rest)
+
+
+def _advice(report: Report) -> Iterator[str]:
+    """Say what helps, once for each kind of trouble."""
+    kinds = {finding.status for finding in report.findings}
+    outs = sorted({printable(finding.out) for finding in report.findings if finding.adopted})
+    if outs:
+        names = " ".join(outs)
+        yield (
+            f"DVC has already recorded the change of {names} in the work tree. If it is meant, "
+            f"commit the new version ('git add' its .dvc file or dvc.lock, 'git commit') and run "
+            f"again. If not, go back: 'git checkout' that file, then 'dvc checkout {names}'."
+        )
+    elif Status.MODIFIED in kinds or Status.EXTRA in kinds or Status.MISSING in kinds:
+        yield (
+            "If the change is meant, record it ('dvc add' or 'dvc commit'), 'git commit', and run "
+            "again. If not, 'dvc checkout' brings committed files back."
+        )
+    if Status.CORRUPT in kinds:
+        yield (
+            "Corrupt: nothing wrote these files, yet their bytes differ. DVC will not notice. Move "
+            "the bad file aside (keep it: it shows what went wrong), run 'dvc checkout' or 'dvc "
+            "pull' for a good copy, and verify again. Then look at the disk and the memory."
+        )
+    if kinds & {Status.UNREADABLE, Status.UNSTABLE}:
+        yield "What could not be read says nothing about its bytes: mend that and run again."
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:  # noqa: PLR2004 (decimal units)
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

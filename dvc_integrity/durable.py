@@ -1,0 +1,52 @@
+"""Files that appear whole or not at all, and survive a power cut.
+
+Temporary file beside the target, write, fsync, rename, fsync the folder. A kill at any
+instant leaves the old file or the new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+
+__all__ = ["write_file"]
+
+NEW_FILE_MODE = 0o666
+"""Mode of a new file before the process's umask, as ``open`` would give it."""
+
+
+def write_file(path: str, data: bytes) -> None:
+    """Put ``data`` at ``path`` durably; folders on the way are made.
+
+    Raises
+    ------
+    OSError
+        If the disk is full, the folder read-only, …: the old file is then still there,
+        untouched, and no temporary file is left.
+    """
+    folder = os.path.dirname(os.path.abspath(path))
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f".{os.path.basename(path)}.{secrets.token_hex(8)}.tmp")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    descriptor = os.open(temporary, flags, NEW_FILE_MODE)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)  # the bytes must be down before the name is
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: str) -> None:
+    """Make a rename in ``folder`` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,290 @@
+"""Bytes and files to digests, many at a time.
+
+The interface is batch-shaped: an iterable of paths gives observations in the same order, so
+that whatever does the work underneath can keep every core and every lane busy. An
+observation says what was read and what the file system said before and after, on the same
+descriptor; it never says whether that is good.
+
+Promises: a special file never blocks, a failure on one file is a value and the rest goes on,
+memory does not grow with the number or the size of the files, and closing the iterator (or
+Ctrl-C) ends the work after at most one piece of each running read.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import NamedTuple
+
+from dvc_integrity.digest import Algorithm, Digest
+
+__all__ = [
+    "FileState",
+    "Meter",
+    "Observation",
+    "hash_buffers",
+    "hash_chunks",
+    "hash_files",
+    "read_file",
+    "usable_cpus",
+]
+
+PIECE_BYTES = 1 << 20
+"""Bytes asked of the operating system at a time."""
+
+BATCH_FILES = 32
+"""Files handed to a thread at a time: enough to make the hand-over cheap."""
+
+BATCHES_AHEAD = 4
+"""Batches per thread that may wait for the consumer: bounds memory."""
+
+_OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK  # a FIFO must not block
+
+
+class FileState(NamedTuple):
+    """What ``fstat`` said of an open file. Times are in nanoseconds."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    mode: int
+
+    @classmethod
+    def of(cls, result: os.stat_result) -> FileState:
+        """Keep the fields that tell whether a file was touched."""
+        return cls(
+            result.st_dev,
+            result.st_ino,
+            result.st_size,
+            result.st_mtime_ns,
+            result.st_ctime_ns,
+            result.st_mode,
+        )
+
+
+class Observation(NamedTuple):
+    """What one read of one file showed.
+
+    ``digest`` is None exactly when ``error`` is set. ``size`` counts the bytes that were read,
+    also when the read failed half way.
+    """
+
+    digest: bytes | None
+    size: int
+    before: FileState | None
+    after: FileState | None
+    error: OSError | None
+
+    @property
+    def stable(self) -> bool:
+        """Whether the file looked the same before and after it was read."""
+        return self.before == self.after
+
+
+class Meter:
+    """Running totals that several threads add to and a display reads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.files = 0
+        self.bytes = 0
+
+    def add(self, files: int, size: int) -> None:
+        """Count finished files and bytes that were read."""
+        with self._lock:
+            self.files += files
+            self.bytes += size
+
+
+class _Stopped(Exception):  # noqa: N818 (a signal between threads, not an error)
+    """The consumer went away; the work in flight is to end."""
+
+
+def usable_cpus() -> int:
+    """Return how many processors this process may run on (its affinity, not the machine's)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def hash_files(
+    paths: Iterable[str | bytes],
+    algorithm: Algorithm = Algorithm.MD5,
+    *,
+    jobs: int | None = None,
+    cold: bool = False,
+    meter: Meter | None = None,
+) -> Iterator[Observation]:
+    """Read and hash files on several threads.
+
+    Parameters
+    ----------
+    paths
+        Files to read; symbolic links are followed. Taken lazily.
+    algorithm
+        The content hash.
+    jobs
+        Threads; by default one per usable processor.
+    cold
+        Ask the kernel to drop each file's cached pages first, so that the bytes come from
+        the device (``posix_fadvise``, where the system has it).
+    meter
+        Totals to add to while the work goes on.
+
+    Yields
+    ------
+    Observation
+        One per path, in the order of ``paths``.
+    """
+    threads = max(1, jobs or usable_cpus())
+    stop = threading.Event()
+    source = iter(paths)
+
+    def work(batch: list[str | bytes]) -> list[Observation]:
+        buffer = memoryview(bytearray(PIECE_BYTES))
+        return [_hash_file(path, algorithm, buffer, cold, meter, stop) for path in batch]
+
+    executor = ThreadPoolExecutor(threads, thread_name_prefix="dvc-integrity-hash")
+    waiting: deque[Future[list[Observation]]] = deque()
+    try:
+        while True:
+            while len(waiting) < threads * BATCHES_AHEAD:
+                batch = list(islice(source, BATCH_FILES))
+                if not batch:
+                    break
+                waiting.append(executor.submit(work, batch))
+            if not waiting:
+                return
+            yield from waiting.popleft().result()
+    finally:
+        stop.set()
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def hash_buffers(
+    buffers: Sequence[bytes | bytearray | memoryview], algorithm: Algorithm = Algorithm.MD5
+) -> list[Digest]:
+    """Hash a batch of buffers in memory; one digest per buffer, in order."""
+    return [_hash_buffer(buffer, algorithm) for buffer in buffers]
+
+
+def hash_chunks(
+    chunks: Iterable[bytes], algorithm: Algorithm = Algorithm.MD5, meter: Meter | None = None
+) -> tuple[Digest, int]:
+    """Hash a stream; return its digest and its length in bytes."""
+    hasher = algorithm.hasher()
+    size = 0
+    for chunk in chunks:
+        hasher.update(chunk)
+        size += len(chunk)
+        if meter:
+            meter.add(0, len(chunk))
+    return Digest(algorithm, hasher.digest()), size
+
+
+def read_file(
+    path: str | bytes, algorithm: Algorithm = Algorithm.MD5, *, cold: bool = False
+) -> tuple[bytes, Observation]:
+    """Read a whole file once and hash that very buffer.
+
+    Parameters
+    ----------
+    path
+        File to read; symbolic links are followed.
+    algorithm
+        The content hash.
+    cold
+        Drop the file's cached pages first.
+
+    Returns
+    -------
+    tuple[bytes, Observation]
+        The bytes (empty if ``error`` is set) and what was seen. The digest is of the bytes
+        that are returned: nothing is read twice.
+    """
+    try:
+        descriptor = os.open(path, _OPEN_FLAGS)
+    except OSError as error:
+        return b"", Observation(None, 0, None, None, error)
+    try:
+        with open(descriptor, "rb", buffering=0) as file:
+            before = _regular(descriptor, path)
+            if cold:
+                _drop_cached_pages(descriptor)
+            data = file.readall()
+            after = FileState.of(os.fstat(descriptor))
+    except OSError as error:
+        return b"", Observation(None, 0, None, None, error)
+    return data, Observation(_hash_buffer(data, algorithm).value, len(data), before, after, None)
+
+
+def _hash_buffer(buffer: bytes | bytearray | memoryview, algorithm: Algorithm) -> Digest:
+    hasher = algorithm.hasher()
+    hasher.update(buffer)
+    return Digest(algorithm, hasher.digest())
+
+
+def _hash_file(
+    path: str | bytes,
+    algorithm: Algorithm,
+    buffer: memoryview,
+    cold: bool,
+    meter: Meter | None,
+    stop: threading.Event,
+) -> Observation:
+    size = 0
+    before: FileState | None = None
+    try:
+        descriptor = os.open(path, _OPEN_FLAGS)
+        try:
+            before = _regular(descriptor, path)
+            if cold:
+                _drop_cached_pages(descriptor)
+            hasher = algorithm.hasher()
+            while count := os.readv(descriptor, [buffer]):
+                if stop.is_set():
+                    raise _Stopped
+                hasher.update(buffer[:count])
+                size += count
+                if meter:
+                    meter.add(0, count)
+            after = FileState.of(os.fstat(descriptor))
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        return Observation(None, size, before, None, error)
+    finally:
+        if meter:
+            meter.add(1, 0)
+    return Observation(hasher.digest(), size, before, after, None)
+
+
+def _regular(descriptor: int, path: str | bytes) -> FileState:
+    """Return the state of an open regular file; refuse everything else.
+
+    Raises
+    ------
+    IsADirectoryError
+        If it is a folder.
+    OSError
+        If it is a FIFO, a socket or a device: such a thing has no content to hash.
+    """
+    result = os.fstat(descriptor)
+    if stat.S_ISREG(result.st_mode):
+        return FileState.of(result)
+    if stat.S_ISDIR(result.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "is a folder, not a file", path)
+    raise OSError(errno.EINVAL, "is a special file (FIFO, socket or device)", path)
+
+
+def _drop_cached_pages(descriptor: int) -> None:
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -1,0 +1,607 @@
+"""What every file must be: path, digest, size, at one Git revision.
+
+A manifest is columns, not objects: one blob of paths with offsets, an array of digests, one
+of sizes. It is sorted by path (as bytes), looked up by bisection, cheap to pickle and to
+share between forked processes; a million entries take well under 150 MB. Iterating gives
+``Entry`` values.
+
+Laws held here: every path is relative, without ``..``, without NUL, and occurs once; no path
+is a file and a folder at a time; no two paths of one listing differ in case alone. A manifest
+that would break one of them cannot be built.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from array import array
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, pairwise
+from operator import lt
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dvc_integrity.digest import DIGEST_BYTES, Algorithm, Digest
+from dvc_integrity.errors import ManifestError, printable
+from dvc_integrity.listing import parse_listing
+
+__all__ = ["Entry", "Manifest", "ManifestBuilder", "Out"]
+
+UNKNOWN_SIZE = -1
+"""Stands in the size column where DVC records none (a listing holds no sizes)."""
+
+_ALGORITHMS = {1: Algorithm.MD5, 2: Algorithm.MD5_DOS2UNIX}
+_CODES = {algorithm: code for code, algorithm in _ALGORITHMS.items()}
+_ALGORITHM_BITS = 0x0F  # 0: no content hash is committed
+_EXECUTABLE_BIT = 0x10
+
+_UNSAFE = re.compile(rb"(?:\A|[\0/])\.{0,2}(?=[\0/]|\Z)")
+"""An empty, ``.`` or ``..`` component in paths joined by NUL; so also an absolute path."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What one file must be.
+
+    Attributes
+    ----------
+    path
+        Relative to the DVC root, with forward slashes.
+    digest
+        The committed content hash; None if none is committed.
+    size
+        Bytes, or None where DVC records no size.
+    executable
+        True where DVC records that the file is executable.
+    out
+        Path of the DVC output that the file belongs to.
+    """
+
+    path: str
+    digest: Digest | None
+    size: int | None
+    executable: bool
+    out: str
+
+
+@dataclass(frozen=True, slots=True)
+class Out:
+    """One DVC output: a tracked file or folder.
+
+    Attributes
+    ----------
+    path
+        Relative to the DVC root; for an external output the path or URL that DVC records.
+    directory
+        Whether it is a folder.
+    digest
+        The hash in the metadata: of the file, or of the folder's listing.
+    source
+        True if no stage produces it: tracked by a ``.dvc`` file, or imported.
+    stage
+        The stage that produces it, as DVC addresses it.
+    size
+        Bytes in all, or None where DVC records no size.
+    cached
+        False for ``cache: false``: then Git holds the bytes.
+    remote
+        The only remote that is to hold it, if the metadata names one.
+    push
+        False for ``push: false``.
+    defined_in
+        The file that holds its hash, relative to the DVC root.
+    unverifiable
+        Why files of this output have no content hash to be held to; None if all have one.
+    """
+
+    path: str
+    directory: bool = False
+    digest: Digest | None = None
+    source: bool = True
+    stage: str | None = None
+    size: int | None = None
+    cached: bool = True
+    remote: str | None = None
+    push: bool = True
+    defined_in: str = ""
+    unverifiable: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Manifest:
+    """What the files of some outputs must be at a revision; built by ``ManifestBuilder``.
+
+    Attributes
+    ----------
+    rev
+        The full SHA of the commit, or ``workspace`` for metadata as it lies in the work tree.
+    targets
+        What was asked for, relative to the DVC root.
+    outs
+        The outputs that the entries belong to.
+    trees
+        Folders that the manifest describes in full: a file there that it does not list is extra.
+    blob
+        All paths, each followed by NUL, in ascending order of their bytes.
+    offsets
+        ``int64[n + 1]``: path ``i`` is ``blob[offsets[i]:offsets[i + 1] - 1]``.
+    digests
+        ``uint8[n, 16]``; zeros where no content hash is committed.
+    sizes
+        ``int64[n]`` in bytes, ``UNKNOWN_SIZE`` where DVC records none.
+    kinds
+        ``uint8[n]``: the algorithm, and a bit for a recorded executable bit.
+    out_index
+        ``int32[n]``: the position in ``outs``.
+    """
+
+    rev: str
+    targets: tuple[str, ...]
+    outs: tuple[Out, ...]
+    trees: tuple[str, ...]
+    blob: bytes
+    offsets: NDArray[np.int64]
+    digests: NDArray[np.uint8]
+    sizes: NDArray[np.int64]
+    kinds: NDArray[np.uint8]
+    out_index: NDArray[np.int32]
+    _digest: list[str] = field(default_factory=list, repr=False)
+
+    SCHEMA = "dvc-integrity/manifest/1"
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> Entry:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"entry {index} of a manifest of {len(self)} files")
+        index %= len(self)
+        kind = int(self.kinds[index])
+        algorithm = _ALGORITHMS.get(kind & _ALGORITHM_BITS)
+        size = int(self.sizes[index])
+        return Entry(
+            path=os.fsdecode(self.path(index)),
+            digest=Digest(algorithm, self.digests[index].tobytes()) if algorithm else None,
+            size=None if size == UNKNOWN_SIZE else size,
+            executable=self.is_executable(index),
+            out=self.outs[int(self.out_index[index])].path,
+        )
+
+    def is_executable(self, index: int) -> bool:
+        """Return whether DVC records that entry ``index`` is executable."""
+        return bool(self.kinds[index] & _EXECUTABLE_BIT)
+
+    def path(self, index: int) -> bytes:
+        """Return the path of entry ``index`` in the file system's bytes."""
+        return self.blob[int(self.offsets[index]) : int(self.offsets[index + 1]) - 1]
+
+    def paths(self, start: int, stop: int) -> list[bytes]:
+        """Return the paths of entries ``start`` to ``stop``, fast."""
+        if start >= stop:
+            return []
+        return self.blob[int(self.offsets[start]) : int(self.offsets[stop]) - 1].split(b"\0")
+
+    def find(self, path: str | bytes) -> int | None:
+        """Return the position of a path, or None if the manifest does not list it."""
+        wanted = os.fsencode(path)
+        index = self._bisect(wanted)
+        return index if index < len(self) and self.path(index) == wanted else None
+
+    def below(self, folder: str | bytes) -> range:
+        """Return the positions of the entries inside a folder (not the folder itself)."""
+        prefix = os.fsencode(folder) + b"/"
+        return range(self._bisect(prefix), self._bisect(prefix[:-1] + b"0"))  # "0" follows "/"
+
+    def rows(self, algorithm: Algorithm | None) -> NDArray[np.int64]:
+        """Return the positions whose digest is of this algorithm (None: no digest), ascending."""
+        code = _CODES[algorithm] if algorithm else 0
+        return np.flatnonzero((self.kinds & _ALGORITHM_BITS) == code)
+
+    @property
+    def total_bytes(self) -> int | None:
+        """Total size in bytes, or None if some size is recorded nowhere."""
+        recorded = np.bincount(self.out_index, minlength=len(self.outs))
+        known = np.bincount(
+            self.out_index, weights=np.maximum(self.sizes, 0), minlength=len(self.outs)
+        )
+        unknown = np.bincount(self.out_index[self.sizes < 0], minlength=len(self.outs))
+        total = 0
+        for index, out in enumerate(self.outs):
+            if not unknown[index]:
+                total += int(known[index])
+            elif out.size is not None and out.path in self.trees and recorded[index]:
+                total += out.size
+            else:
+                return None
+        return total
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hexadecimal, of the canonical text (see ``canonical_text``)."""
+        if not self._digest:
+            hasher = hashlib.sha256()
+            for piece in self.canonical_text():
+                hasher.update(piece)
+            self._digest.append(hasher.hexdigest())
+        return self._digest[0]
+
+    def canonical_text(self) -> Iterator[bytes]:
+        r"""Yield the text that ``digest`` is taken over, in pieces.
+
+        The first line is ``dvc-integrity/manifest/1``. Then comes one line an entry, in
+        ascending order of the path's bytes: the algorithm and the digest as ``md5:…`` (``-``
+        if no content hash is committed), the size in bytes (``-`` where DVC records none),
+        ``x`` where DVC records an executable bit (else ``-``), and the path, in which ``%``
+        and every byte below 0x20 and 0x7f is written as ``%`` and two lower-case hexadecimal
+        digits. The four are parted by one space, and every line ends in ``\n``. Neither the
+        revision nor the outputs take part: the same files make the same text.
+        """
+        yield self.SCHEMA.encode() + b"\n"
+        for start in range(0, len(self), _TEXT_ROWS):
+            stop = min(start + _TEXT_ROWS, len(self))
+            yield b"".join(self._canonical_lines(start, stop))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the manifest as a JSON document (schema ``dvc-integrity/manifest/1``)."""
+        return {
+            "schema": self.SCHEMA,
+            "rev": self.rev,
+            "digest": self.digest,
+            "files": len(self),
+            "bytes": self.total_bytes,
+            "targets": list(self.targets),
+            "outs": [
+                {
+                    "path": out.path,
+                    "digest": str(out.digest) if out.digest else None,
+                    "directory": out.directory,
+                    "source": out.source,
+                    "stage": out.stage,
+                    "size": out.size,
+                    "defined_in": out.defined_in,
+                    "unverifiable": out.unverifiable,
+                }
+                for out in self.outs
+            ],
+            "entries": [
+                {
+                    "path": entry.path,
+                    "digest": str(entry.digest) if entry.digest else None,
+                    "size": entry.size,
+                    "executable": entry.executable,
+                    "out": entry.out,
+                }
+                for entry in self
+            ],
+        }
+
+    def _bisect(self, wanted: bytes) -> int:
+        low, high = 0, len(self)
+        while low < high:
+            middle = (low + high) // 2
+            if self.path(middle) < wanted:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    def _canonical_lines(self, start: int, stop: int) -> list[bytes]:
+        digests = self.digests[start:stop].tobytes().hex()
+        lines = []
+        rows = zip(
+            self.paths(start, stop),
+            self.kinds[start:stop].tolist(),
+            self.sizes[start:stop].tolist(),
+            strict=True,
+        )
+        for row, (path, kind, size) in enumerate(rows):
+            algorithm = _ALGORITHMS.get(kind & _ALGORITHM_BITS)
+            digest = "-"
+            if algorithm:
+                position = row * 2 * DIGEST_BYTES
+                digest = f"{algorithm.value}:{digests[position : position + 2 * DIGEST_BYTES]}"
+            executable = "x" if kind & _EXECUTABLE_BIT else "-"
+            head = f"{digest} {'-' if size < 0 else size} {executable} ".encode()
+            lines.append(head + _ESCAPED.sub(_percent, path) + b"\n")
+        return lines
+
+
+_TEXT_ROWS = 1 << 14
+"""Rows of canonical text made at a time: bounds memory."""
+
+_ESCAPED = re.compile(rb"[\x00-\x1f%\x7f]")
+
+
+def _percent(match: re.Match[bytes]) -> bytes:
+    return b"%%%02x" % match[0][0]
+
+
+class ManifestBuilder:
+    """Collects outputs into a ``Manifest``, in ascending order of ``sort_key``.
+
+    Every path passes the laws of this module here, whatever metadata it came from.
+    """
+
+    def __init__(self, rev: str, targets: Sequence[str] = ()) -> None:
+        self._rev = rev
+        self._targets = tuple(targets)
+        self._outs: list[Out] = []
+        self._trees: list[str] = []
+        self._runs: list[_Run] = []
+        self._run_outs: list[int] = []
+        self._folders: set[bytes] = set()
+        self._last = b""
+
+    @staticmethod
+    def sort_key(out: Out) -> bytes:
+        """Return the key by which outputs are to be added."""
+        return os.fsencode(out.path) + (b"/" if out.directory else b"")
+
+    def add_out(self, out: Out) -> None:
+        """Begin an output."""
+        self._outs.append(out)
+        _note_folders([os.fsencode(out.path)], b"", self._folders)
+
+    def add_tree(self, path: str) -> None:
+        """Declare that every file in a folder is listed: any other file there is extra."""
+        self._trees.append(path)
+
+    def add_entry(
+        self, path: str, digest: Digest | None, size: int | None = None, executable: bool = False
+    ) -> None:
+        """Add one file of the current output.
+
+        Raises
+        ------
+        ManifestError
+            If the path is unsafe or out of order.
+        """
+        name = os.fsencode(path)
+        out = self._outs[-1]
+        if digest is not None or path != out.path:  # an external output's own path is only a label
+            _refuse_unsafe([name], out)
+            _note_folders([name], b"", self._folders)
+        kind = (_CODES[digest.algorithm] if digest else 0) | (_EXECUTABLE_BIT if executable else 0)
+        self._add_run(
+            _Run(
+                blob=name + b"\0",
+                lengths=np.array([len(name) + 1], dtype=np.int64),
+                digests=np.frombuffer(digest.value if digest else bytes(DIGEST_BYTES), np.uint8),
+                sizes=np.array([UNKNOWN_SIZE if size is None else size], dtype=np.int64),
+                kinds=np.array([kind], dtype=np.uint8),
+            )
+        )
+
+    def add_listing(
+        self, chunks: deque[bytes], algorithm: Algorithm, *, only: Sequence[str] = ()
+    ) -> None:
+        """Add the files of the current output from its proven listing.
+
+        Parameters
+        ----------
+        chunks
+            The listing's bytes, already hashed and found good; emptied on the way.
+        algorithm
+            The algorithm of the digests in it.
+        only
+            Keep these files, and what lies in these folders (relative to the output); all if
+            empty.
+
+        Raises
+        ------
+        ManifestError
+            If it is not a listing, or a path in it is unsafe.
+        """
+        out = self._outs[-1]
+        try:
+            run = _read_run(chunks, algorithm, out, self._folders)
+        except ValueError as error:
+            raise _bad_listing(out, str(error)) from error
+        if only:
+            wanted = [os.fsencode(f"{out.path}/{path}") for path in only]
+            run, folders = run.select(wanted)
+            self._trees += map(os.fsdecode, folders)
+        else:
+            self.add_tree(out.path)
+        self._add_run(run)
+
+    def build(self) -> Manifest:
+        """Return the manifest.
+
+        Raises
+        ------
+        ManifestError
+            If a path is listed both as a file and as a folder.
+        """
+        runs = self._runs or [_Run.empty()]
+        offsets = np.zeros(sum(len(run.lengths) for run in runs) + 1, dtype=np.int64)
+        np.cumsum(np.concatenate([run.lengths for run in runs]), out=offsets[1:])
+        manifest = Manifest(
+            rev=self._rev,
+            targets=self._targets,
+            outs=tuple(self._outs),
+            trees=tuple(self._trees),
+            blob=b"".join([run.blob for run in runs]),
+            offsets=offsets,
+            digests=np.concatenate([run.digests for run in runs]).reshape(-1, DIGEST_BYTES),
+            sizes=np.concatenate([run.sizes for run in runs]),
+            kinds=np.concatenate([run.kinds for run in runs]),
+            out_index=np.repeat(
+                np.array(self._run_outs or [0], dtype=np.int32), [len(run.lengths) for run in runs]
+            ),
+        )
+        for folder in self._folders:
+            if manifest.find(folder) is not None:
+                raise ManifestError(
+                    f"The committed metadata lists '{printable(folder)}' both as a file and as a "
+                    f"folder. Such a listing was not written by DVC; track the data again."
+                )
+        return manifest
+
+    def _add_run(self, run: _Run) -> None:
+        if not len(run.lengths):
+            return
+        first = run.blob[: int(run.lengths[0]) - 1]
+        if self._runs and first <= self._last:
+            raise ManifestError(
+                f"'{printable(first)}' is tracked twice, or inside another output "
+                f"('{printable(self._last)}'). Let every file belong to one output only."
+            )
+        self._last = run.blob[len(run.blob) - int(run.lengths[-1]) : -1]
+        self._runs.append(run)
+        self._run_outs.append(len(self._outs) - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """The columns of some entries of one output, in ascending order of their paths."""
+
+    blob: bytes
+    lengths: NDArray[np.int64]  # of each path with its NUL
+    digests: NDArray[np.uint8]
+    sizes: NDArray[np.int64]
+    kinds: NDArray[np.uint8]
+
+    @classmethod
+    def empty(cls) -> _Run:
+        none = np.zeros(0, dtype=np.int64)
+        return cls(b"", none, none.astype(np.uint8), none, none.astype(np.uint8))
+
+    def names(self) -> list[bytes]:
+        return self.blob[:-1].split(b"\0") if self.blob else []
+
+    def take(self, rows: Sequence[int]) -> _Run:
+        """Return the entries at ``rows``, in that order."""
+        names = self.names()
+        picked = np.array(rows, dtype=np.int64)
+        return _Run(
+            blob=b"".join([names[row] + b"\0" for row in rows]),
+            lengths=self.lengths[picked],
+            digests=self.digests.reshape(-1, DIGEST_BYTES)[picked].reshape(-1),
+            sizes=self.sizes[picked],
+            kinds=self.kinds[picked],
+        )
+
+    def select(self, wanted: Sequence[bytes]) -> tuple[_Run, list[bytes]]:
+        """Return the entries that are one of ``wanted`` or lie in it, and which are folders."""
+        rows: set[int] = set()
+        folders = []
+        names = self.names()
+        for path in wanted:
+            inside = [row for row, name in enumerate(names) if name.startswith(path + b"/")]
+            rows.update(inside, (row for row, name in enumerate(names) if name == path))
+            if inside:
+                folders.append(path)
+        return self.take(sorted(rows)), folders
+
+
+def _read_run(chunks: deque[bytes], algorithm: Algorithm, out: Out, folders: set[bytes]) -> _Run:
+    """Read a proven listing into columns; note in ``folders`` each folder that it implies."""
+    prefix = os.fsencode(out.path) + b"/"
+    blob = bytearray()
+    lengths = array("q")
+    digests = bytearray()
+    folded = array("q")
+    ascending = True
+    last = b""
+    for names, values in parse_listing(chunks):
+        if not names:
+            continue
+        _refuse_unsafe(names, out)
+        ascending = ascending and all(map(lt, chain([last], names), names))
+        last = names[-1]
+        folded.extend(map(_folded_hash, names))
+        _note_folders(names, prefix, folders)
+        lengths.extend(len(name) + len(prefix) + 1 for name in names)
+        blob += prefix + (b"\0" + prefix).join(names) + b"\0"
+        digests += values
+    run = _Run(
+        blob=bytes(blob),
+        lengths=np.frombuffer(lengths, dtype=np.int64),
+        digests=np.frombuffer(digests, dtype=np.uint8),
+        sizes=np.full(len(lengths), UNKNOWN_SIZE, dtype=np.int64),
+        kinds=np.full(len(lengths), _CODES[algorithm], dtype=np.uint8),
+    )
+    if not ascending:
+        names = run.names()
+        run = run.take(sorted(range(len(names)), key=names.__getitem__))
+        _refuse_duplicates(run.names(), out)
+    _refuse_case_collisions(run, folded, out)
+    return run
+
+
+def _refuse_unsafe(names: list[bytes], out: Out) -> None:
+    """Refuse paths that are absolute, leave the output, or hold NUL."""
+    joined = b"\0".join(names)
+    if joined.count(b"\0") == len(names) - 1 and not _UNSAFE.search(joined):
+        return
+    bad = next(name for name in names if b"\0" in name or _UNSAFE.search(name))
+    raise _bad_listing(
+        out,
+        f"the path '{printable(bad)}' is not a plain relative path; using it could reach outside "
+        f"of the tracked folder",
+    )
+
+
+def _refuse_duplicates(names: list[bytes], out: Out) -> None:
+    for name, following in pairwise(names):
+        if name == following:
+            raise _bad_listing(out, f"the path '{printable(name)}' occurs twice")
+
+
+def _refuse_case_collisions(run: _Run, folded: array[int], out: Out) -> None:
+    """Refuse paths that would be one file where case does not count.
+
+    Hashes of the folded paths find candidates in little memory; the paths themselves decide.
+    """
+    hashes = np.sort(np.frombuffer(folded, dtype=np.int64)) if folded else _Run.empty().sizes
+    repeated = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+    if not repeated:
+        return
+    prefix = len(os.fsencode(out.path)) + 1
+    seen: dict[str, bytes] = {}
+    for name in run.names():
+        if _folded_hash(name[prefix:]) not in repeated:
+            continue
+        other = seen.setdefault(_folded(name), name)
+        if other != name:
+            raise _bad_listing(
+                out,
+                f"the paths '{printable(other)}' and '{printable(name)}' differ in case alone, so "
+                f"that one would overwrite the other on many file systems",
+            )
+
+
+def _folded(name: bytes) -> str:
+    return os.fsdecode(name).casefold()
+
+
+def _folded_hash(name: bytes) -> int:
+    return hash(name.lower()) if name.isascii() else hash(os.fsencode(_folded(name)))
+
+
+def _note_folders(names: list[bytes], prefix: bytes, folders: set[bytes]) -> None:
+    """Add every folder on the way to ``names``."""
+    for folder in {name.rpartition(b"/")[0] for name in names}:
+        current = folder
+        while current and prefix + current not in folders:
+            folders.add(prefix + current)
+            current = current.rpartition(b"/")[0]
+
+
+def _bad_listing(out: Out, why: str) -> ManifestError:
+    listing = f" (listing {out.digest.hex}.dir)" if out.digest and out.directory else ""
+    return ManifestError(
+        f"What is committed for '{printable(out.path)}'{listing} in "
+        f"'{printable(out.defined_in)}' cannot be used: {why}. The bytes of the metadata match "
+        f"the commit, so it was committed like this; track the data again with 'dvc add' or "
+        f"'dvc repro'."
+    )

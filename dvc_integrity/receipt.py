@@ -1,0 +1,62 @@
+"""The verdict on one manifest as a file that a pipeline can depend on.
+
+Its bytes depend on the manifest, the scope and the verdict alone: no time, host or commit.
+So a clean re-run gives the same file, and DVC does not run again what depends on it. What
+varies (times, coverage, versions) is kept apart, as a report.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from dvc_integrity.durable import write_file
+from dvc_integrity.errors import StoreError, printable
+from dvc_integrity.report import Report
+
+__all__ = ["SCHEMA", "receipt", "write_receipt", "write_report"]
+
+SCHEMA = "dvc-integrity/receipt/1"
+
+
+def receipt(report: Report) -> dict[str, Any]:
+    """Return the stable receipt of a report (schema ``dvc-integrity/receipt/1``)."""
+    return {
+        "schema": SCHEMA,
+        "manifest": report.manifest.to_json(),
+        "scope": {"store": report.store, "targets": list(report.targets)},
+        "verdict": report.verdict.value,
+    }
+
+
+def write_receipt(report: Report, path: str) -> None:
+    """Write the stable receipt durably: the whole file, or the old one stays.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be written (a full disk, a read-only folder); the message names the file.
+    """
+    _write_json(receipt(report), path)
+
+
+def write_report(report: Report, path: str) -> None:
+    """Write the full report durably, with all that varies from run to run.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be written; the message names the file.
+    """
+    _write_json(report.to_json(), path)
+
+
+def _write_json(document: dict[str, Any], path: str) -> None:
+    text = json.dumps(document, indent=2, sort_keys=True) + "\n"
+    try:
+        write_file(path, text.encode())
+    except OSError as error:
+        raise StoreError(
+            f"'{printable(path)}' could not be written: {error.strerror or error}. Nothing was "
+            f"left half written. Free space or name another file, and run again."
+        ) from error

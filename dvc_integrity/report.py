@@ -1,0 +1,287 @@
+"""What was found: statuses, findings, coverage, and the report that holds them.
+
+A report says what was really read. ``verdict`` is ``clean`` only if something was read and
+every file asked for is good; a file whose state could not be told makes it ``incomplete``,
+damage makes it ``damaged``, and damage wins.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+from typing import Any
+
+from dvc_integrity.digest import Digest
+from dvc_integrity.errors import IntegrityError, printable
+
+__all__ = [
+    "CorruptDataError",
+    "Coverage",
+    "Evidence",
+    "Finding",
+    "ManifestSummary",
+    "Report",
+    "Status",
+    "Verdict",
+]
+
+
+class Status(str, Enum):
+    """The state of one file, from the worst to the best."""
+
+    CORRUPT = "corrupt"
+    """Its bytes differ though nothing wrote it, or it is an immutable object."""
+    MISSING = "missing"
+    """Nothing lies at its path."""
+    MODIFIED = "modified"
+    """Its bytes differ, and it was written since."""
+    EXTRA = "extra"
+    """It lies in a tracked folder, and the manifest does not list it."""
+    UNREADABLE = "unreadable"
+    """The system refused to read it (EIO, EACCES, …)."""
+    UNSTABLE = "unstable"
+    """It changed while it was read."""
+    UNVERIFIABLE = "unverifiable"
+    """No content hash is committed for it."""
+    OK = "ok"
+    """Its bytes are the committed ones."""
+
+    @property
+    def is_damage(self) -> bool:
+        """Whether the file is not what was committed."""
+        return self in _DAMAGE
+
+    @property
+    def severity(self) -> int:
+        """Position in the order from the worst to the best; 0 is the worst."""
+        return list(Status).index(self)
+
+
+_DAMAGE = {Status.CORRUPT, Status.MISSING, Status.MODIFIED, Status.EXTRA}
+
+
+class Evidence(str, Enum):
+    """What a judgement rests on."""
+
+    REHASHED = "rehashed"
+    """The bytes were read and hashed now."""
+    ATTESTED = "attested"
+    """A storage service states its checksum."""
+    REUSED = "reused"
+    """An earlier verdict within its permitted age."""
+    UNREAD = "unread"
+    """No byte was read: missing, unreadable, or nothing to hold it to."""
+
+
+class Verdict(str, Enum):
+    """The outcome of a verification."""
+
+    CLEAN = "clean"
+    DAMAGED = "damaged"
+    INCOMPLETE = "incomplete"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One judged file that deserves a word.
+
+    Attributes
+    ----------
+    path
+        Relative to the DVC root, with forward slashes.
+    out
+        The DVC output that it belongs to.
+    status
+        The judgement. ``ok`` only together with ``transient``.
+    expected, found
+        The committed digest, and the one of the bytes that were read; None where there is none.
+    size
+        Bytes that were found; None if nothing could be read.
+    transient
+        A first read gave other bytes and a second one the committed ones.
+    adopted
+        The metadata in the work tree already records what was found: DVC took the change over.
+    detail
+        Why, in a few words.
+    """
+
+    path: str
+    out: str
+    status: Status
+    expected: Digest | None = None
+    found: Digest | None = None
+    size: int | None = None
+    transient: bool = False
+    adopted: bool = False
+    detail: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the finding as a JSON object."""
+        return {
+            "path": self.path,
+            "out": self.out,
+            "status": self.status.value,
+            "expected": str(self.expected) if self.expected else None,
+            "found": str(self.found) if self.found else None,
+            "size": self.size,
+            "transient": self.transient,
+            "adopted": self.adopted,
+            "detail": self.detail,
+        }
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Finding:
+        """Read what ``to_json`` gave."""
+        return cls(
+            path=document["path"],
+            out=document["out"],
+            status=Status(document["status"]),
+            expected=Digest.parse(document["expected"]) if document["expected"] else None,
+            found=Digest.parse(document["found"]) if document["found"] else None,
+            size=document["size"],
+            transient=document["transient"],
+            adopted=document["adopted"],
+            detail=document["detail"],
+        )
+
+
+class CorruptDataError(IntegrityError):
+    """A reader met a file that is not what was committed; ``finding`` tells which and how.
+
+    A ``DataLoader`` rebuilds an exception from its text alone, so the text carries the finding
+    as one line of JSON, and the finding is read back from there.
+    """
+
+    _MARK = "dvc-integrity-finding: "
+    _LINE = re.compile(rf"{_MARK}(\{{.*\}})")
+
+    def __init__(self, message: str = "", *, finding: Finding | None = None) -> None:
+        if finding is not None and self._MARK not in message:
+            message = (
+                f"{message or _describe(finding)}\n{self._MARK}{json.dumps(finding.to_json())}"
+            )
+        super().__init__(message)
+        self.finding = finding if finding is not None else self._recover(message)
+
+    @classmethod
+    def _recover(cls, message: str) -> Finding | None:
+        lines = cls._LINE.findall(message)
+        return Finding.from_json(json.loads(lines[-1])) if lines else None
+
+
+def _describe(finding: Finding) -> str:
+    return (
+        f"'{printable(finding.path)}' is {finding.status.value}: expected "
+        f"{finding.expected or 'no digest'}, found {finding.found or 'no bytes'}"
+        f"{f' ({finding.detail})' if finding.detail else ''}. The bytes were not handed on. "
+        f"Run 'dvc-integrity verify' to see the extent, and bring the committed bytes back "
+        f"before you go on."
+    )
+
+
+@dataclass(slots=True)
+class Coverage:
+    """How many files and bytes were judged, by which evidence."""
+
+    files: dict[Evidence, int] = field(default_factory=lambda: dict.fromkeys(Evidence, 0))
+    bytes: dict[Evidence, int] = field(default_factory=lambda: dict.fromkeys(Evidence, 0))
+
+    def add(self, evidence: Evidence, files: int, size: int) -> None:
+        """Count ``files`` files of ``size`` bytes in all."""
+        self.files[evidence] += files
+        self.bytes[evidence] += size
+
+    def to_json(self) -> dict[str, dict[str, int]]:
+        """Return the counts as a JSON object, one member per evidence."""
+        return {
+            evidence.value: {"files": self.files[evidence], "bytes": self.bytes[evidence]}
+            for evidence in Evidence
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestSummary:
+    """Which manifest a report is about: its digest, files, and bytes where DVC records them."""
+
+    digest: str
+    files: int
+    bytes: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the summary as a JSON object."""
+        return {"digest": self.digest, "files": self.files, "bytes": self.bytes}
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The outcome of holding one store to one manifest.
+
+    Attributes
+    ----------
+    rev
+        Full SHA of the commit, or ``workspace``.
+    store
+        Name of the store: ``workspace``, ``cache``, ``remote:NAME``.
+    targets
+        What was asked for, relative to the DVC root.
+    manifest
+        The expectation.
+    coverage
+        What was really read.
+    findings
+        Every file that is not ok, and every transient one; the worst first, then by path.
+    started
+        When the verification began, in UTC.
+    seconds
+        How long it took.
+    versions
+        Versions of the programs that matter for it.
+    """
+
+    rev: str
+    store: str
+    targets: tuple[str, ...]
+    manifest: ManifestSummary
+    coverage: Coverage
+    findings: tuple[Finding, ...]
+    started: datetime
+    seconds: float
+    versions: Mapping[str, str]
+
+    SCHEMA = "dvc-integrity/report/1"
+
+    @property
+    def verdict(self) -> Verdict:
+        """``damaged`` if anything is, ``incomplete`` if anything is unknown, else ``clean``."""
+        statuses = {finding.status for finding in self.findings}
+        if any(status.is_damage for status in statuses):
+            return Verdict.DAMAGED
+        judged = sum(self.coverage.files.values()) - self.coverage.files[Evidence.UNREAD]
+        if statuses - {Status.OK} or not judged or self.coverage.files[Evidence.UNREAD]:
+            return Verdict.INCOMPLETE
+        return Verdict.CLEAN
+
+    @property
+    def ok(self) -> bool:
+        """Whether every file that was asked for was read and is good."""
+        return self.verdict is Verdict.CLEAN
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as a JSON document (schema ``dvc-integrity/report/1``)."""
+        return {
+            "schema": self.SCHEMA,
+            "verdict": self.verdict.value,
+            "rev": self.rev,
+            "store": self.store,
+            "targets": list(self.targets),
+            "manifest": self.manifest.to_json(),
+            "coverage": self.coverage.to_json(),
+            "findings": [finding.to_json() for finding in self.findings],
+            "started": self.started.isoformat(),
+            "seconds": round(self.seconds, 3),
+            "versions": dict(self.versions),
+        }
