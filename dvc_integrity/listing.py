@@ -9,6 +9,7 @@ manifest to say.
 
 from __future__ import annotations
 
+import binascii
 import json
 import os
 import re
@@ -18,10 +19,22 @@ from typing import Any, NamedTuple
 
 __all__ = ["ListedFiles", "parse_listing"]
 
-_ENTRY = re.compile(
-    rb'(?:\[|, )\{"md5": "([0-9a-f]{32})", "relpath": "((?:[^"\\\x00-\x1f\x80-\xff]|\\.)*)"\}'
-)
-"""One entry in the bytes that ``json.dumps(…, sort_keys=True)`` gives, and what precedes it."""
+_HEAD = b'[{"md5": "'
+_MIDDLE = b'", "relpath": "'
+_BETWEEN = b'"}, {"md5": "'
+_TAIL = b'"}]'
+"""What stands around digests and names in the bytes that ``json.dumps(…, sort_keys=True)`` gives.
+
+Quotes inside a name are escaped, so none of these can occur in one.
+"""
+
+_HEX_BYTES = 32
+
+_NOT_PLAIN = re.compile(rb'["\\\x00-\x1f\x80-\xff]')
+"""A byte that makes the JSON form of a name differ from the name itself, or no JSON at all."""
+
+_LONGEST_ENTRY_BYTES = 1 << 20
+"""More bytes than this without the end of an entry: the listing is of another form."""
 
 
 class ListedFiles(NamedTuple):
@@ -38,9 +51,9 @@ class ListedFiles(NamedTuple):
 def parse_listing(chunks: deque[bytes]) -> Iterator[ListedFiles]:
     """Read a listing; ``chunks`` is emptied on the way.
 
-    The form that every DVC since 1.0 writes is matched by one regular expression. Anything
-    else (other spacing, further keys, raw UTF-8) goes through the JSON parser from the first
-    entry that differs.
+    The bytes that every DVC since 1.0 writes are cut at what stands between two entries.
+    Anything else (other spacing, further keys) goes through the JSON parser, from the first
+    piece that differs.
 
     Raises
     ------
@@ -48,41 +61,42 @@ def parse_listing(chunks: deque[bytes]) -> Iterator[ListedFiles]:
         If the bytes are not a list of objects with an ``md5`` and a ``relpath``.
     """
     rest = b""
-    started = False
-    while chunks:
+    while chunks and len(rest) < len(_HEAD):
         rest += chunks.popleft()
-        names, digests, rest = _match_entries(rest, first=not started)
-        if names:
-            started = True
-            yield ListedFiles(names, bytes.fromhex("".join(digests)))
-        elif len(rest) > _LONGEST_ENTRY_BYTES:
-            break
-    rest += b"".join(chunks)
-    chunks.clear()
-    if started and rest == b"]":
+    if not rest.startswith(_HEAD):
+        yield _parse_json(rest, chunks)
         return
-    yield _parse_json(rest, started)
+    rest = rest[len(_HEAD) :]
+    while True:
+        end = rest.rfind(_BETWEEN) if chunks else len(rest) - len(_TAIL)
+        complete = end >= 0 and (bool(chunks) or rest.endswith(_TAIL))
+        if not complete and chunks and len(rest) < _LONGEST_ENTRY_BYTES:
+            rest += chunks.popleft()
+            continue
+        listed = _cut(rest[:end]) if complete else None
+        if listed is None:
+            yield _parse_json(_HEAD + rest, chunks)
+            return
+        yield listed
+        if not chunks:
+            return
+        rest = rest[end + len(_BETWEEN) :] + chunks.popleft()
 
 
-_LONGEST_ENTRY_BYTES = 1 << 20
-"""More bytes than this without a canonical entry: the listing is of another form."""
-
-
-def _match_entries(data: bytes, first: bool) -> tuple[list[bytes], list[str], bytes]:
-    """Match canonical entries from the start of ``data``; return them and what is left."""
-    names: list[bytes] = []
-    digests: list[str] = []
-    position = 0
-    expected = b"[" if first else b","
-    for match in _ENTRY.finditer(data):
-        if match.start() != position or data[position : position + 1] != expected:
-            break
-        digest, name = match.groups()
-        names.append(_unescape(name) if b"\\" in name else name)
-        digests.append(digest.decode("ascii"))
-        position = match.end()
-        expected = b","
-    return names, digests, data[position:]
+def _cut(body: bytes) -> ListedFiles | None:
+    """Cut consecutive entries apart; None if they are not of the usual form."""
+    entries = body.split(_BETWEEN)
+    start = _HEX_BYTES + len(_MIDDLE)
+    if any(entry[_HEX_BYTES:start] != _MIDDLE for entry in entries):
+        return None
+    names = [entry[start:] for entry in entries]
+    try:
+        if _NOT_PLAIN.search(b"".join(names)):
+            names = [_unescape(name) for name in names]
+        digests = binascii.unhexlify(b"".join([entry[:_HEX_BYTES] for entry in entries]))
+    except ValueError:
+        return None
+    return ListedFiles(names, digests)
 
 
 def _unescape(name: bytes) -> bytes:
@@ -98,13 +112,11 @@ def _file_system_bytes(text: str) -> bytes:
         raise ValueError(f"the path {text!r} cannot be a file name") from error
 
 
-def _parse_json(rest: bytes, started: bool) -> ListedFiles:
-    """Read what is left of a listing of any spacing with the JSON parser."""
-    if started:
-        if not rest.startswith(b","):
-            raise ValueError("the listing is cut off or followed by other bytes")
-        rest = b"[" + rest[1:]
-    document = json.loads(rest)
+def _parse_json(start: bytes, chunks: deque[bytes]) -> ListedFiles:
+    """Read what is left of a listing, in any form, with the JSON parser."""
+    text = start + b"".join(chunks)
+    chunks.clear()
+    document = json.loads(text)
     if not isinstance(document, list):
         raise ValueError(f"the listing is a {type(document).__name__}, not a list")  # noqa: TRY004 (bad data, not a bad type)
     names = []

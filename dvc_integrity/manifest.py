@@ -19,9 +19,10 @@ from array import array
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from itertools import chain, pairwise
 from operator import lt
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,8 @@ from dvc_integrity.errors import ManifestError, printable
 from dvc_integrity.listing import parse_listing
 
 __all__ = ["Entry", "Manifest", "ManifestBuilder", "Out"]
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 UNKNOWN_SIZE = -1
 """Stands in the size column where DVC records none (a listing holds no sizes)."""
@@ -423,7 +426,7 @@ class ManifestBuilder:
         """
         runs = self._runs or [_Run.empty()]
         offsets = np.zeros(sum(len(run.lengths) for run in runs) + 1, dtype=np.int64)
-        np.cumsum(np.concatenate([run.lengths for run in runs]), out=offsets[1:])
+        np.cumsum(_joined([run.lengths for run in runs]), out=offsets[1:])
         manifest = Manifest(
             rev=self._rev,
             targets=self._targets,
@@ -431,9 +434,9 @@ class ManifestBuilder:
             trees=tuple(self._trees),
             blob=b"".join([run.blob for run in runs]),
             offsets=offsets,
-            digests=np.concatenate([run.digests for run in runs]).reshape(-1, DIGEST_BYTES),
-            sizes=np.concatenate([run.sizes for run in runs]),
-            kinds=np.concatenate([run.kinds for run in runs]),
+            digests=_joined([run.digests for run in runs]).reshape(-1, DIGEST_BYTES),
+            sizes=_joined([run.sizes for run in runs]),
+            kinds=_joined([run.kinds for run in runs]),
             out_index=np.repeat(
                 np.array(self._run_outs or [0], dtype=np.int32), [len(run.lengths) for run in runs]
             ),
@@ -503,12 +506,16 @@ class _Run:
         return self.take(sorted(rows)), folders
 
 
+def _joined(columns: list[NDArray[Scalar]]) -> NDArray[Scalar]:
+    """Return columns end to end; a single one as it is, because a copy could be large."""
+    return columns[0] if len(columns) == 1 else np.concatenate(columns)
+
+
 def _read_run(chunks: deque[bytes], algorithm: Algorithm, out: Out, folders: set[bytes]) -> _Run:
     """Read a proven listing into columns; note in ``folders`` each folder that it implies."""
     prefix = os.fsencode(out.path) + b"/"
-    blob = bytearray()
+    blob, digests = BytesIO(), BytesIO()  # these grow, and give up their bytes, without a copy
     lengths = array("q")
-    digests = bytearray()
     folded = array("q")
     ascending = True
     last = b""
@@ -521,12 +528,12 @@ def _read_run(chunks: deque[bytes], algorithm: Algorithm, out: Out, folders: set
         folded.extend(map(_folded_hash, names))
         _note_folders(names, prefix, folders)
         lengths.extend(len(name) + len(prefix) + 1 for name in names)
-        blob += prefix + (b"\0" + prefix).join(names) + b"\0"
-        digests += values
+        blob.write(prefix + (b"\0" + prefix).join(names) + b"\0")
+        digests.write(values)
     run = _Run(
-        blob=bytes(blob),
+        blob=blob.getvalue(),
         lengths=np.frombuffer(lengths, dtype=np.int64),
-        digests=np.frombuffer(digests, dtype=np.uint8),
+        digests=np.frombuffer(digests.getvalue(), dtype=np.uint8),
         sizes=np.full(len(lengths), UNKNOWN_SIZE, dtype=np.int64),
         kinds=np.full(len(lengths), _CODES[algorithm], dtype=np.uint8),
     )

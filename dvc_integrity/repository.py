@@ -328,8 +328,8 @@ class Repository:
                 f"hold data to. Commit the DVC metadata first: 'git add -A && git commit'."
             )
         return (
-            f"There is no revision '{printable(rev)}' in '{printable(self.root)}'. Name a branch, a "
-            f"tag or a SHA that 'git log' shows (a shallow clone has few of them)."
+            f"There is no revision '{printable(rev)}' in '{printable(self.root)}'. Name a branch, "
+            f"a tag or a SHA that 'git log' shows (shallow clones have few)."
         )
 
     def _is_ignored(self, path: str) -> bool:
