@@ -9,6 +9,7 @@ once; those imports carry PLC0415 for that reason.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dvc_integrity.errors import IntegrityError, RepositoryError, printable
+from dvc_integrity.errors import IntegrityError, RepositoryError, StoreError, printable
 
 if TYPE_CHECKING:
     from dvc_integrity.manifest import Manifest
@@ -36,6 +37,9 @@ _STATUS = {"clean": CLEAN, "damaged": DAMAGED, "incomplete": UNKNOWN}
 
 def main() -> None:
     """Run the command line and end the process with its exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name may not fit the locale
     try:
         status = commands(standalone_mode=False)
     except click.ClickException as error:
@@ -98,15 +102,10 @@ def verify(
                                        quiet=quiet or as_json)  # fmt: skip
     except IntegrityError as error:
         return _fail(error, as_json=as_json)
-    if as_json:
-        click.echo(json.dumps(report.to_json(), indent=2))
-    else:
-        from dvc_integrity.console import print_report  # noqa: PLC0415
-
-        print_report(report, verbose=verbose, quiet=quiet)
     status = _STATUS[report.verdict.value]
     try:
-        if receipt:
+        _show(report, as_json=as_json, verbose=verbose, quiet=quiet)
+        if receipt is not None:
             _write(repository, report, receipt)
     except IntegrityError as error:
         failure = _fail(error, as_json=False)
@@ -132,8 +131,8 @@ def _verified(
     repository = Repository()
     store = _store(repository, store_name)
     manifest = repository.manifest(*targets, rev=rev, all_outs=all_outs)
-    if receipt:
-        _refuse_receipt_in_data(repository, manifest, receipt)
+    if receipt is not None:
+        _refuse_receipt(repository, manifest, receipt)
     with show_progress(len(manifest), manifest.total_bytes, quiet=quiet) as meter:
         return hold(manifest, store, jobs=jobs, cold=cold, meter=meter), repository
 
@@ -151,15 +150,37 @@ def _store(repository: Repository, name: str) -> Store:
     )
 
 
-def _refuse_receipt_in_data(repository: Repository, manifest: Manifest, receipt: str) -> None:
-    """Refuse to write among the very files that are verified."""
-    path = os.path.relpath(os.path.realpath(receipt), repository.root)
-    inside = any(path == tree or path.startswith(f"{tree}/") for tree in manifest.trees)
-    if inside or manifest.find(path) is not None:
+def _refuse_receipt(repository: Repository, manifest: Manifest, receipt: str) -> None:
+    """Refuse to write over data that DVC tracks, or over any file that is no receipt."""
+    from dvc_integrity.receipt import is_replaceable  # noqa: PLC0415
+
+    out = repository.out_at(receipt, manifest.rev)
+    if out and (out.directory or out.source):
         raise RepositoryError(
-            f"The receipt '{printable(receipt)}' would lie among the data that it is about. Name a "
-            f"file elsewhere, for example 'receipts/data.json'."
+            f"The receipt '{printable(receipt)}' would lie in '{printable(out.path)}', which DVC "
+            f"tracks. Name a file elsewhere, for example 'receipts/data.json'."
         )
+    if not receipt or not is_replaceable(receipt):
+        raise RepositoryError(
+            f"'{printable(receipt)}' is no receipt and will not be overwritten. Name another file."
+        )
+
+
+def _show(report: Report, *, as_json: bool, verbose: bool, quiet: bool) -> None:
+    from dvc_integrity.console import print_report  # noqa: PLC0415
+
+    try:
+        if as_json:
+            print(json.dumps(report.to_json(), indent=2))  # noqa: T201 (click would end the process)
+        else:
+            print_report(report, verbose=verbose, quiet=quiet)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader went away, as 'head' does. The verdict stands; what is left goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise StoreError(f"The output could not be written: {error.strerror or error}.") from error
 
 
 def _write(repository: Repository, report: Report, receipt: str) -> None:

@@ -79,7 +79,7 @@ def show_progress(files: int, size: int | None, *, quiet: bool) -> Iterator[Mete
 
 def print_report(report: Report, *, verbose: bool, quiet: bool) -> None:
     """Print the findings, the worst first, then the verdict and what helps."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = _Console(highlight=False, soft_wrap=True)
     if report.findings:
         _print_findings(console, report.findings, len(report.findings) if verbose else ROWS_SHOWN)
     if quiet and report.ok:
@@ -89,6 +89,13 @@ def print_report(report: Report, *, verbose: bool, quiet: bool) -> None:
         console.print(f"manifest {report.manifest.digest}", markup=False)
     for line in _advice(report):
         console.print(line, markup=False)
+
+
+class _Console(Console):
+    """A console that lets its caller decide what a reader that went away means."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
 
 
 class _Rate(ProgressColumn):

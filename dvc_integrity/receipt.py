@@ -14,9 +14,10 @@ from dvc_integrity.durable import write_file
 from dvc_integrity.errors import StoreError, printable
 from dvc_integrity.report import Report
 
-__all__ = ["SCHEMA", "receipt", "write_receipt", "write_report"]
+__all__ = ["SCHEMA", "is_replaceable", "receipt", "write_receipt", "write_report"]
 
-SCHEMA = "dvc-integrity/receipt/1"
+FAMILY = "dvc-integrity/receipt/"
+SCHEMA = f"{FAMILY}1"
 
 
 def receipt(report: Report) -> dict[str, Any]:
@@ -27,6 +28,18 @@ def receipt(report: Report) -> dict[str, Any]:
         "scope": {"store": report.store, "targets": list(report.targets)},
         "verdict": report.verdict.value,
     }
+
+
+def is_replaceable(path: str) -> bool:
+    """Return whether nothing lies at a path, or an earlier receipt that may be overwritten."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            document = json.load(file)
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return isinstance(document, dict) and str(document.get("schema", "")).startswith(FAMILY)
 
 
 def write_receipt(report: Report, path: str) -> None:

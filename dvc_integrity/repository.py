@@ -36,7 +36,13 @@ from fsspec.spec import AbstractFileSystem
 from scmrepo.fs import GitFileSystem as GitObjects
 
 from dvc_integrity.digest import Algorithm, Digest
-from dvc_integrity.errors import ManifestError, RepositoryError, StoreError, printable
+from dvc_integrity.errors import (
+    IntegrityError,
+    ManifestError,
+    RepositoryError,
+    StoreError,
+    printable,
+)
 from dvc_integrity.manifest import Manifest, ManifestBuilder, Out
 from dvc_integrity.stores import Connection, Hint, ObjectStore, Workspace
 
@@ -93,9 +99,10 @@ class Repository:
                 f"'{printable(self.root)}' is not in a Git repository: {error}. The hashes to hold "
                 f"data to come from Git commits; make a repository with 'git init' and commit."
             ) from error
-        except DvcException as error:
+        except (DvcException, OSError) as error:
             raise RepositoryError(
-                f"The DVC project in '{printable(self.root)}' cannot be opened: {error}"
+                f"The DVC project in '{printable(os.fspath(path))}' cannot be opened: "
+                f"{_reason(error)}. Mend what it names; 'dvc config --list' then works again."
             ) from error
 
     @cached_property
@@ -149,10 +156,14 @@ class Repository:
                 f"is no revision to hold data to. '--rev workspace' uses the metadata as it lies "
                 f"there."
             )
+        if not rev.strip():
+            raise RepositoryError("The revision is empty. Name one, or leave it out for HEAD.")
         try:
             return str(resolve_rev(self._scm, rev))
         except (DvcException, SCMError) as error:
             raise RepositoryError(self._unknown(rev)) from error
+        except Exception as error:  # each Git library raises its own on a damaged repository
+            raise RepositoryError(self._unreadable(rev, error)) from error
 
     def manifest(
         self, *targets: str | os.PathLike[str], rev: str | None = None, all_outs: bool = False
@@ -184,7 +195,8 @@ class Repository:
         ManifestError
             If the metadata at that revision cannot be read, or names an unsafe path.
         """
-        rev = rev or default_rev()
+        if rev is None:
+            rev = default_rev()
         resolved = WORKSPACE if rev == WORKSPACE else self.resolve(rev)
         tracked = self._tracked(resolved)
         chosen: dict[_Tracked, list[str]]
@@ -201,18 +213,26 @@ class Repository:
         _refuse_unlisted(manifest, chosen)
         return manifest
 
+    def out_at(self, path: str | os.PathLike[str], rev: str) -> Out | None:
+        """Return the output that a path belongs to at a resolved revision, if any does."""
+        inside = _inside(os.path.normpath(os.path.join(self._base, path)), self.root)
+        outs = (each.out for each in self._tracked(rev))
+        return next((out for out in outs if inside and _covers(out.path, inside)), None)
+
     def _tracked(self, rev: str) -> tuple[_Tracked, ...]:
         """Return every output in the metadata at a revision."""
         if rev not in self._tracked_at:
-            repo = self._repo_at(rev)
             try:
-                outs = list(repo.index.outs)
-            except (DvcException, SCMError, OSError, ValueError) as error:
+                repo = self._repo_at(rev)
+                outs = [_Tracked.read(out, repo.root_dir) for out in repo.index.outs]
+            except IntegrityError:
+                raise
+            except Exception as error:  # DVC, its parsers and each Git library raise their own
                 raise ManifestError(
                     f"The DVC metadata at {rev} cannot be read: {_reason(error)}. Mend it in a new "
                     f"commit, or name a revision where it is whole with '--rev'."
                 ) from error
-            self._tracked_at[rev] = tuple(_Tracked.read(out, repo.root_dir) for out in outs)
+            self._tracked_at[rev] = tuple(outs)
         return self._tracked_at[rev]
 
     @cached_property
@@ -312,12 +332,18 @@ class Repository:
         """Return a target relative to the DVC root; a stage's address stays as it is."""
         text = os.fspath(target)
         place = os.path.normpath(os.path.join(self._base, text))
-        relative = os.path.relpath(place, self.root)
-        if relative.startswith(os.pardir):
+        inside = _inside(place, self.root)
+        if not text or inside is None:
             raise RepositoryError(
                 f"'{printable(text)}' lies outside of the DVC project in '{printable(self.root)}'."
             )
-        return "" if relative == os.curdir else relative
+        return inside
+
+    def _unreadable(self, rev: str, error: Exception) -> str:
+        return (
+            f"The Git repository of '{printable(self.root)}' cannot be read at "
+            f"'{printable(rev)}': {_reason(error)}. 'git fsck' shows what is wrong with it."
+        )
 
     def _unknown(self, rev: str) -> str:
         try:
@@ -470,6 +496,25 @@ def _add_files(
     for part in only or [""]:
         if not part or any(each["relpath"].startswith(f"{part}/") for each in files):
             builder.add_tree(f"{out.path}/{part}".rstrip("/"))
+
+
+def _inside(place: str, root: str) -> str | None:
+    """Return a path relative to the root ("" for the root), or None if it lies outside.
+
+    The way to the root may go through links; the target itself is not resolved, because a
+    tracked file may be a link into the cache.
+    """
+    relative = os.path.relpath(place, root)
+    if relative == os.curdir:
+        return ""
+    if not relative.startswith(os.pardir):
+        return relative
+    parent = place
+    while parent != os.path.dirname(parent):
+        if os.path.exists(parent) and os.path.samefile(parent, root):
+            return "" if parent == place else os.path.relpath(place, parent)
+        parent = os.path.dirname(parent)
+    return None
 
 
 def _object_path(base: str, digest: Digest, listing: bool) -> str:
