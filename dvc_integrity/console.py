@@ -214,7 +214,16 @@ def _summary(report: Report) -> Text:
 def _advice(report: Report) -> Iterator[str]:
     """Say what helps, once for each kind of trouble."""
     kinds = {finding.status for finding in report.findings}
-    outs = sorted({printable(finding.out) for finding in report.findings if finding.adopted})
+    if report.store != "workspace":
+        yield from _advice_on_objects(report.store, kinds)
+    else:
+        yield from _advice_on_files(report.findings, kinds)
+    if kinds & {Status.UNREADABLE, Status.UNSTABLE}:
+        yield "What could not be read says nothing about its bytes: mend that and run again."
+
+
+def _advice_on_files(findings: tuple[Finding, ...], kinds: set[Status]) -> Iterator[str]:
+    outs = sorted({printable(finding.out) for finding in findings if finding.adopted})
     if outs:
         names = " ".join(outs)
         yield (
@@ -222,7 +231,7 @@ def _advice(report: Report) -> Iterator[str]:
             f"commit the new version ('git add' its .dvc file or dvc.lock, 'git commit') and run "
             f"again. If not, go back: 'git checkout' that file, then 'dvc checkout {names}'."
         )
-    elif Status.MODIFIED in kinds or Status.EXTRA in kinds or Status.MISSING in kinds:
+    elif kinds & {Status.MODIFIED, Status.EXTRA, Status.MISSING}:
         yield (
             "If the change is meant, record it ('dvc add' or 'dvc commit'), 'git commit', and run "
             "again. If not, 'dvc checkout' brings committed files back."
@@ -233,8 +242,17 @@ def _advice(report: Report) -> Iterator[str]:
             "the bad file aside (keep it: it shows what went wrong), run 'dvc checkout' or 'dvc "
             "pull' for a good copy, and verify again. Then look at the disk and the memory."
         )
-    if kinds & {Status.UNREADABLE, Status.UNSTABLE}:
-        yield "What could not be read says nothing about its bytes: mend that and run again."
+
+
+def _advice_on_objects(store: str, kinds: set[Status]) -> Iterator[str]:
+    fill = "dvc fetch" if store == "cache" else "dvc push"
+    if Status.CORRUPT in kinds:
+        yield (
+            f"Corrupt objects in the {store}: DVC will neither notice nor replace them. Move them "
+            f"aside (keep them: they show what went wrong), then run '{fill}' and verify again."
+        )
+    elif Status.MISSING in kinds:
+        yield f"'{fill}' brings missing objects to the {store}, where another place has them."
 
 
 def _bytes(count: float) -> str:

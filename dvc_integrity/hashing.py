@@ -31,6 +31,7 @@ __all__ = [
     "hash_buffers",
     "hash_chunks",
     "hash_files",
+    "read_chunks",
     "read_file",
     "usable_cpus",
 ]
@@ -224,6 +225,20 @@ def read_file(
     except OSError as error:
         return b"", Observation(None, 0, None, None, error)
     return data, Observation(_hash_buffer(data, algorithm).value, len(data), before, after, None)
+
+
+def read_chunks(path: str | bytes) -> Iterator[bytes]:
+    """Yield the bytes of a regular file, in pieces.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read, or is a folder or a special file.
+    """
+    with open(os.open(path, _OPEN_FLAGS), "rb", buffering=0) as file:
+        _regular(file.fileno(), path)
+        while piece := file.read(PIECE_BYTES):
+            yield piece
 
 
 def _hash_buffer(buffer: bytes | bytearray | memoryview, algorithm: Algorithm) -> Digest:

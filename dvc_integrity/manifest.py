@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import posixpath
 import re
 from array import array
 from collections import deque
@@ -34,6 +35,9 @@ from dvc_integrity.listing import parse_listing
 __all__ = ["Entry", "Manifest", "ManifestBuilder", "Out"]
 
 Scalar = TypeVar("Scalar", bound=np.generic)
+
+LARGEST_SIZE = 1 << 63
+"""Sizes are kept as 64-bit integers."""
 
 UNKNOWN_SIZE = -1
 """Stands in the size column where DVC records none (a listing holds no sizes)."""
@@ -328,7 +332,7 @@ def _percent(match: re.Match[bytes]) -> bytes:
 
 
 class ManifestBuilder:
-    """Collects outputs into a ``Manifest``, in ascending order of ``sort_key``.
+    """Collects outputs into a ``Manifest``, in any order.
 
     Every path passes the laws of this module here, whatever metadata it came from.
     """
@@ -338,15 +342,8 @@ class ManifestBuilder:
         self._targets = tuple(targets)
         self._outs: list[Out] = []
         self._trees: list[str] = []
-        self._runs: list[_Run] = []
-        self._run_outs: list[int] = []
+        self._runs: list[tuple[_Run, int]] = []
         self._folders: set[bytes] = set()
-        self._last = b""
-
-    @staticmethod
-    def sort_key(out: Out) -> bytes:
-        """Return the key by which outputs are to be added."""
-        return os.fsencode(out.path) + (b"/" if out.directory else b"")
 
     def add_out(self, out: Out) -> None:
         """Begin an output."""
@@ -365,13 +362,15 @@ class ManifestBuilder:
         Raises
         ------
         ManifestError
-            If the path is unsafe or out of order.
+            If the path is unsafe, or the size is none.
         """
         name = os.fsencode(path)
         out = self._outs[-1]
         if digest is not None or path != out.path:  # an external output's own path is only a label
             _refuse_unsafe([name], out)
             _note_folders([name], b"", self._folders)
+        if size is not None and not 0 <= size < LARGEST_SIZE:
+            raise _bad_listing(out, f"{size} is not the size of '{printable(path)}'")
         kind = (_CODES[digest.algorithm] if digest else 0) | (_EXECUTABLE_BIT if executable else 0)
         self._add_run(
             _Run(
@@ -406,7 +405,7 @@ class ManifestBuilder:
         out = self._outs[-1]
         try:
             run = _read_run(chunks, algorithm, out, self._folders)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _bad_listing(out, str(error)) from error
         if only:
             wanted = [os.fsencode(f"{out.path}/{path}") for path in only]
@@ -422,9 +421,11 @@ class ManifestBuilder:
         Raises
         ------
         ManifestError
-            If a path is listed both as a file and as a folder.
+            If a path is listed twice, or both as a file and as a folder.
         """
-        runs = self._runs or [_Run.empty()]
+        ordered = sorted(self._runs, key=lambda each: each[0].first) or [(_Run.empty(), 0)]
+        runs = [run for run, _ in ordered]
+        _refuse_overlaps(self._outs, runs)
         offsets = np.zeros(sum(len(run.lengths) for run in runs) + 1, dtype=np.int64)
         np.cumsum(_joined([run.lengths for run in runs]), out=offsets[1:])
         manifest = Manifest(
@@ -438,7 +439,8 @@ class ManifestBuilder:
             sizes=_joined([run.sizes for run in runs]),
             kinds=_joined([run.kinds for run in runs]),
             out_index=np.repeat(
-                np.array(self._run_outs or [0], dtype=np.int32), [len(run.lengths) for run in runs]
+                np.array([out for _, out in ordered], dtype=np.int32),
+                [len(run.lengths) for run in runs],
             ),
         )
         for folder in self._folders:
@@ -450,17 +452,8 @@ class ManifestBuilder:
         return manifest
 
     def _add_run(self, run: _Run) -> None:
-        if not len(run.lengths):
-            return
-        first = run.blob[: int(run.lengths[0]) - 1]
-        if self._runs and first <= self._last:
-            raise ManifestError(
-                f"'{printable(first)}' is tracked twice, or inside another output "
-                f"('{printable(self._last)}'). Let every file belong to one output only."
-            )
-        self._last = run.blob[len(run.blob) - int(run.lengths[-1]) : -1]
-        self._runs.append(run)
-        self._run_outs.append(len(self._outs) - 1)
+        if len(run.lengths):
+            self._runs.append((run, len(self._outs) - 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -477,6 +470,14 @@ class _Run:
     def empty(cls) -> _Run:
         none = np.zeros(0, dtype=np.int64)
         return cls(b"", none, none.astype(np.uint8), none, none.astype(np.uint8))
+
+    @property
+    def first(self) -> bytes:
+        return self.blob[: int(self.lengths[0]) - 1]
+
+    @property
+    def last(self) -> bytes:
+        return self.blob[len(self.blob) - int(self.lengths[-1]) : -1]
 
     def names(self) -> list[bytes]:
         return self.blob[:-1].split(b"\0") if self.blob else []
@@ -543,6 +544,26 @@ def _read_run(chunks: deque[bytes], algorithm: Algorithm, out: Out, folders: set
         _refuse_duplicates(run.names(), out)
     _refuse_case_collisions(run, folded, out)
     return run
+
+
+def _refuse_overlaps(outs: list[Out], runs: list[_Run]) -> None:
+    """Refuse outputs that share a path or lie inside each other."""
+    paths = {out.path for out in outs}
+    for path in paths:
+        around = posixpath.dirname(path)
+        while around and around not in paths and around != posixpath.dirname(around):
+            around = posixpath.dirname(around)
+        if around in paths:
+            raise ManifestError(
+                f"The output '{printable(path)}' lies inside the output '{printable(around)}'. Let "
+                f"every file belong to one output only."
+            )
+    for run, following in pairwise(runs):
+        if following.first <= run.last:
+            raise ManifestError(
+                f"'{printable(following.first)}' is tracked twice, or inside another output "
+                f"(beside '{printable(run.last)}'). Let every file belong to one output only."
+            )
 
 
 def _refuse_unsafe(names: list[bytes], out: Out) -> None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from dvc_integrity.digest import Algorithm, Digest
 from dvc_integrity.errors import StoreError, printable
-from dvc_integrity.hashing import Meter, Observation, hash_chunks, hash_files
+from dvc_integrity.hashing import Meter, Observation, hash_chunks, hash_files, read_chunks
 from dvc_integrity.manifest import Manifest, Out
 
 __all__ = ["Connection", "Hint", "ObjectStore", "Store", "Workspace"]
@@ -301,13 +301,16 @@ class ObjectStore:
         """
         try:
             connection = self._connected()
+            if connection.local:
+                yield from read_chunks(connection.locate(digest, listing))
+                return
             with connection.filesystem.open(connection.locate(digest, listing), "rb") as file:
                 while chunk := file.read(CHUNK_BYTES):
                     yield chunk
         except OSError:
             raise
         except Exception as error:  # each kind of remote fails in a way of its own
-            raise StoreError(f"The {self.name} cannot be read: {error}") from error
+            raise StoreError(f"The {self.name} cannot be read: {printable(str(error))}") from error
 
     def observe(
         self,

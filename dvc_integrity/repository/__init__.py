@@ -10,30 +10,20 @@ Sources for DVC's formats are named where they are used; they refer to DVC 3.67.
 from __future__ import annotations
 
 import difflib
-import getpass
-import hashlib
-import json
 import os
-import sqlite3
 from collections import deque
 from collections.abc import Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any, BinaryIO
-from urllib.parse import quote
+from typing import Any
 
 from dvc.config import Config
-from dvc.dirs import site_cache_dir
 from dvc.exceptions import DvcException, NotDvcRepoError
-from dvc.fs import GitFileSystem, LocalFileSystem, get_cloud_fs, localfs
+from dvc.fs import LocalFileSystem, get_cloud_fs, localfs
 from dvc.ignore import DvcIgnoreFilter
 from dvc.repo import Repo
 from dvc.scm import SCM, NoSCM, SCMError, resolve_rev
-from dvc.version import version_tuple
-from dvc_data.hashfile.state import _checksum as state_token
-from fsspec.spec import AbstractFileSystem
-from scmrepo.fs import GitFileSystem as GitObjects
+from scmrepo.exceptions import SCMError as GitError
 
 from dvc_integrity.digest import Algorithm, Digest
 from dvc_integrity.errors import (
@@ -44,12 +34,18 @@ from dvc_integrity.errors import (
     printable,
 )
 from dvc_integrity.manifest import Manifest, ManifestBuilder, Out
-from dvc_integrity.stores import Connection, Hint, ObjectStore, Workspace
+from dvc_integrity.repository.causes import Causes
+from dvc_integrity.repository.tracked import Tracked, read_tracked
+from dvc_integrity.repository.views import ROOT, WORKSPACE, Commit, ViewedRepo, WorkTree
+from dvc_integrity.stores import Connection, ObjectStore, Workspace
 
 __all__ = ["WORKSPACE", "Repository", "default_rev"]
 
-WORKSPACE = "workspace"
-"""The revision that stands for the metadata as it lies in the work tree."""
+SUGGESTIONS = 3
+"""Names that a message suggests at most."""
+
+COMPARED_PATHS = 5000
+"""Paths that an unknown one is compared with at most: bounds the time."""
 
 BASELINE_VARIABLE = "DVC_EXP_BASELINE_REV"
 """Set by DVC inside an experiment: the commit that the experiment started from."""
@@ -91,13 +87,13 @@ class Repository:
             ) from error
         except NotDvcRepoError as error:
             raise RepositoryError(
-                f"'{printable(os.fspath(path))}' is not in a DVC project: {error}. Change into "
-                f"one, or make one with 'dvc init'."
+                f"'{printable(os.fspath(path))}' is not in a DVC project: {_reason(error)}. "
+                f"Change into one, or make one with 'dvc init'."
             ) from error
         except SCMError as error:
             raise RepositoryError(
-                f"'{printable(self.root)}' is not in a Git repository: {error}. The hashes to hold "
-                f"data to come from Git commits; make a repository with 'git init' and commit."
+                f"'{printable(self.root)}' is not in a Git repository: {_reason(error)}. "
+                f"The hashes to hold data to come from commits; make a repository with 'git init'."
             ) from error
         except (DvcException, OSError) as error:
             raise RepositoryError(
@@ -105,16 +101,21 @@ class Repository:
                 f"{_reason(error)}. Mend what it names; 'dvc config --list' then works again."
             ) from error
 
-    @cached_property
+    @property
     def workspace(self) -> Workspace:
-        """The files of the work tree."""
-        return Workspace(self.root, hints=_Causes(self), ignored=self._is_ignored)
+        """The files of the work tree.
+
+        Each access gives a store that looks up causes afresh; within one, what it looked up
+        stays.
+        """
+        causes = Causes(self.root, self._config, _Recorded(self), self._cache_path)
+        return Workspace(self.root, hints=causes, ignored=self._is_ignored)
 
     @cached_property
     def cache(self) -> ObjectStore:
         """The cache that the project is configured to use."""
-        settings = {"url": self._config["cache"].get("dir") or self._default_cache}
-        return ObjectStore("cache", partial(self._connect, "cache", settings), _is_in_cache)
+        connect = partial(self._connect, "cache", {"url": self._cache_folder})
+        return ObjectStore("cache", connect, _is_in_cache)
 
     @cached_property
     def remotes(self) -> tuple[ObjectStore, ...]:
@@ -132,9 +133,9 @@ class Repository:
         """
         name = name or self._default
         if not name or name not in self._config["remote"]:
-            known = ", ".join(sorted(self._config["remote"])) or "none"
+            known = printable(", ".join(sorted(self._config["remote"])) or "none")
             raise RepositoryError(
-                f"There is no remote '{name}'; configured: {known}."
+                f"There is no remote '{printable(name)}'; configured: {known}."
                 if name
                 else f"No default remote is configured (configured: {known}). Name one as "
                 f"'remote:NAME', or choose a default with 'dvc remote default NAME'."
@@ -159,8 +160,8 @@ class Repository:
         if not rev.strip():
             raise RepositoryError("The revision is empty. Name one, or leave it out for HEAD.")
         try:
-            return str(resolve_rev(self._scm, rev))
-        except (DvcException, SCMError) as error:
+            return str(self._scm.resolve_commit(resolve_rev(self._scm, rev)).hexsha)
+        except (DvcException, SCMError, GitError, UnicodeError) as error:
             raise RepositoryError(self._unknown(rev)) from error
         except Exception as error:  # each Git library raises its own on a damaged repository
             raise RepositoryError(self._unreadable(rev, error)) from error
@@ -199,7 +200,7 @@ class Repository:
             rev = default_rev()
         resolved = WORKSPACE if rev == WORKSPACE else self.resolve(rev)
         tracked = self._tracked(resolved)
-        chosen: dict[_Tracked, list[str]]
+        chosen: dict[Tracked, list[str]]
         if targets:
             asked = {self._relative(target): os.fspath(target) for target in targets}
             chosen = _choose(tracked, asked, resolved)
@@ -207,24 +208,33 @@ class Repository:
             chosen = {each: [] for each in tracked if all_outs or each.out.source}
             asked = {each.out.path: each.out.path for each in chosen}
         builder = ManifestBuilder(resolved, sorted(asked))
-        for each in sorted(chosen, key=lambda each: builder.sort_key(each.out)):
+        for each in sorted(chosen, key=lambda each: each.out.path):
             self._add(builder, each, chosen[each])
         manifest = builder.build()
-        _refuse_unlisted(manifest, chosen)
+        self._refuse_unlisted(manifest, chosen)
         return manifest
 
-    def out_at(self, path: str | os.PathLike[str], rev: str) -> Out | None:
-        """Return the output that a path belongs to at a resolved revision, if any does."""
-        inside = _inside(os.path.normpath(os.path.join(self._base, path)), self.root)
-        outs = (each.out for each in self._tracked(rev))
-        return next((out for out in outs if inside and _covers(out.path, inside)), None)
+    def outs(self, rev: str) -> list[Out]:
+        """Return every output in the metadata at a revision, in order of their paths.
 
-    def _tracked(self, rev: str) -> tuple[_Tracked, ...]:
-        """Return every output in the metadata at a revision."""
+        Raises
+        ------
+        RepositoryError, ManifestError
+            As ``manifest``.
+        """
+        resolved = WORKSPACE if rev == WORKSPACE else self.resolve(rev)
+        return [each.out for each in self._tracked(resolved)]
+
+    def out_at(self, path: str | os.PathLike[str], rev: str) -> Out | None:
+        """Return the output that a path belongs to at a revision, if any does."""
+        inside = _inside(os.path.normpath(os.path.join(self._base, path)), self.root)
+        return next((out for out in self.outs(rev) if inside and _covers(out.path, inside)), None)
+
+    def _tracked(self, rev: str) -> tuple[Tracked, ...]:
+        """Return every output in the metadata at a revision; a commit's are kept."""
         if rev not in self._tracked_at:
             try:
-                repo = self._repo_at(rev)
-                outs = [_Tracked.read(out, repo.root_dir) for out in repo.index.outs]
+                tracked = read_tracked(self._repo_at(rev))
             except IntegrityError:
                 raise
             except Exception as error:  # DVC, its parsers and each Git library raise their own
@@ -232,27 +242,28 @@ class Repository:
                     f"The DVC metadata at {rev} cannot be read: {_reason(error)}. Mend it in a new "
                     f"commit, or name a revision where it is whole with '--rev'."
                 ) from error
-            self._tracked_at[rev] = tuple(outs)
+            if rev == WORKSPACE:  # it may be another the next time
+                return tracked
+            self._tracked_at[rev] = tracked
         return self._tracked_at[rev]
 
     @cached_property
-    def _tracked_at(self) -> dict[str, tuple[_Tracked, ...]]:
+    def _tracked_at(self) -> dict[str, tuple[Tracked, ...]]:
         return {}
 
     def _repo_at(self, rev: str) -> Repo:
         """Open DVC's view of the project at a revision: no lock, no state, nothing written."""
         inside = os.path.relpath(self.root, os.path.realpath(self._scm.root_dir))
-        root = "/" if inside == os.curdir else f"/{inside}"
-        workspace = rev == WORKSPACE
-        files = _WorkTree(self._scm) if workspace else GitFileSystem(scm=self._scm, rev=rev)
+        root = os.path.normpath(f"{ROOT}/{inside}")
+        files = WorkTree(self._scm) if rev == WORKSPACE else Commit(scm=self._scm, rev=rev)
         if not files.isdir(files.join(root, Repo.DVC_DIR)):
             raise RepositoryError(
                 f"There was no DVC project in '{printable(self.root)}' at {rev}: its '.dvc' folder "
                 f"is not in that commit. Commit it, or name another revision with '--rev'."
             )
-        return Repo(root, fs=files, scm=self._scm)
+        return ViewedRepo(root, files, self._scm, os.path.join(self.root, Repo.DVC_DIR))
 
-    def _add(self, builder: ManifestBuilder, tracked: _Tracked, only: Sequence[str]) -> None:
+    def _add(self, builder: ManifestBuilder, tracked: Tracked, only: Sequence[str]) -> None:
         """Add one output, or the parts of it in ``only``, to a manifest."""
         out = tracked.out
         if tracked.files is not None:
@@ -277,7 +288,12 @@ class Repository:
     def _prove_listing(self, out: Out, digest: Digest) -> deque[bytes] | str:
         """Return the listing of a folder, hashed and found good; else why there is none."""
         tried = []
-        for store in self._listing_places(out):
+        try:
+            places = self._listing_places(out)
+        except RepositoryError as error:
+            places = [self.cache]
+            tried.append(f"not to be had from its remote ({error})")
+        for store in places:
             hasher = digest.algorithm.hasher()
             chunks: deque[bytes] = deque()
             try:
@@ -298,9 +314,25 @@ class Repository:
             f"'dvc fetch {out.path}', or with 'dvc push' from a machine that has it"
         )
 
+    def _refuse_unlisted(self, manifest: Manifest, chosen: Mapping[Tracked, Sequence[str]]) -> None:
+        """Refuse a target inside a tracked folder that the folder's listing does not have."""
+        for each, parts in chosen.items():
+            if manifest.find(each.out.path) is not None:
+                continue  # the listing could not be had, which the entry says
+            for part in parts:
+                path = f"{each.out.path}/{part}"
+                if manifest.find(path) is not None or manifest.below(path):
+                    continue
+                whole = self.manifest(os.path.join(self.root, each.out.path), rev=manifest.rev)
+                raise RepositoryError(
+                    f"'{printable(path)}' is not in the committed listing of "
+                    f"'{printable(each.out.path)}' at {manifest.rev}. {_nearest(path, whole)}'dvc "
+                    f"list . {printable(each.out.path)} -R' shows what is."
+                )
+
     def _listing_places(self, out: Out) -> list[ObjectStore]:
         remote = out.remote or self._default
-        return [self.cache, *([self.remote(remote)] if remote in self._config["remote"] else [])]
+        return [self.cache, *([self.remote(remote)] if remote else [])]
 
     def _connect(self, store: str, settings: dict[str, Any]) -> Connection:
         try:
@@ -317,6 +349,10 @@ class Repository:
                 f"supported yet. Choose another store."
             )
         local = issubclass(kind, LocalFileSystem)
+        if local and settings.get("name") and not os.path.isdir(base):
+            raise StoreError(
+                f"The {store} is not there: '{printable(base)}' is no folder. Is its disk mounted?"
+            )
         return Connection(filesystem, partial(_object_path, base), local)
 
     @property
@@ -325,8 +361,12 @@ class Repository:
         return name
 
     @property
-    def _default_cache(self) -> str:
-        return os.path.join(self.root, Repo.DVC_DIR, "cache")
+    def _cache_folder(self) -> str:
+        folder = self._config["cache"].get("dir")
+        return str(folder or os.path.join(self.root, Repo.DVC_DIR, "cache"))
+
+    def _cache_path(self, digest: Digest) -> str:
+        return _object_path(self._cache_folder, digest, listing=False)
 
     def _relative(self, target: str | os.PathLike[str]) -> str:
         """Return a target relative to the DVC root; a stage's address stays as it is."""
@@ -342,17 +382,20 @@ class Repository:
     def _unreadable(self, rev: str, error: Exception) -> str:
         return (
             f"The Git repository of '{printable(self.root)}' cannot be read at "
-            f"'{printable(rev)}': {_reason(error)}. 'git fsck' shows what is wrong with it."
+            f"'{printable(rev)}': {_reason(error)}. 'git fsck' shows damage; a repository of "
+            f"another user needs 'git config --global --add safe.directory {printable(self.root)}'."
         )
 
     def _unknown(self, rev: str) -> str:
         try:
             self._scm.get_rev()
-        except SCMError:
+        except (SCMError, GitError):
             return (
                 f"Nothing is committed yet in '{printable(self.root)}', so there is no revision to "
                 f"hold data to. Commit the DVC metadata first: 'git add -A && git commit'."
             )
+        except Exception as error:  # each Git library raises its own on a damaged repository
+            return self._unreadable(rev, error)
         return (
             f"There is no revision '{printable(rev)}' in '{printable(self.root)}'. Name a branch, "
             f"a tag or a SHA that 'git log' shows (shallow clones have few)."
@@ -366,72 +409,12 @@ class Repository:
         return DvcIgnoreFilter(localfs, self.root)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Tracked:
-    """An output as DVC's metadata has it, and what of it does not belong into ``Out``."""
-
-    out: Out
-    executable: bool
-    files: tuple[Mapping[str, Any], ...] | None  # the ``files:`` list of a version-aware remote
-    address: str
-
-    @classmethod
-    def read(cls, found: Any, root: str) -> _Tracked:
-        """Translate DVC's ``Output`` (``dvc/output.py``)."""
-        stage = found.stage
-        source = bool(stage.is_data_source)
-        file = stage.repo.fs.relpath(stage.path, root)
-        address = file if source else f"{file}:{stage.name}" if file != "dvc.yaml" else stage.name
-        digest = _digest_of(found.hash_info)
-        return cls(
-            out=Out(
-                path="/".join(found.index_key[1]) if found.is_in_repo else str(found.def_path),
-                directory=bool(found.files is not None or found.hash_info.isdir),
-                digest=digest if found.is_in_repo and found.files is None else None,
-                source=source,
-                stage=None if source else address,
-                size=found.meta.size,
-                cached=bool(found.use_cache),
-                remote=found.remote,
-                push=bool(found.can_push) and not stage.is_repo_import,
-                defined_in=file if source else file.removesuffix("dvc.yaml") + "dvc.lock",
-                unverifiable=_why_unverifiable(found, digest),
-            ),
-            executable=bool(found.meta.isexec),
-            files=tuple(found.files) if found.files is not None else None,
-            address=address,
-        )
-
-
-def _digest_of(hash_info: Any) -> Digest | None:
-    """Return the content hash in a DVC ``HashInfo``; an etag or a checksum of a service is none."""
-    if not hash_info or hash_info.name not in (algorithm.value for algorithm in Algorithm):
-        return None
-    return Digest.from_hex(Algorithm(hash_info.name), hash_info.value.removesuffix(".dir"))
-
-
-def _why_unverifiable(found: Any, digest: Digest | None) -> str | None:
-    """Say why an output has no content hash that its files can be held to."""
-    if not found.is_in_repo:
-        return "it lies outside of the project, where DVC keeps no content hash that can be checked"
-    if found.files is not None:
-        lacking = sum(not each.get("md5") for each in found.files)
-        return f"DVC recorded no content hash for {lacking} of its files" if lacking else None
-    if digest is not None:
-        return None
-    if found.stage.is_partial_import:
-        return "it was imported without being downloaded, so DVC recorded no content hash"
-    if found.hash_info:
-        return f"DVC recorded its {found.hash_info.name}, which proves no content"
-    return "no content hash is committed: its stage was never run, or the result never committed"
-
-
 def _choose(
-    tracked: Sequence[_Tracked], asked: Mapping[str, str], rev: str
-) -> dict[_Tracked, list[str]]:
+    tracked: Sequence[Tracked], asked: Mapping[str, str], rev: str
+) -> dict[Tracked, list[str]]:
     """Find the outputs that targets mean, and the parts of them (none: the whole)."""
-    parts: dict[_Tracked, list[str]] = {}
-    whole: set[_Tracked] = set()
+    parts: dict[Tracked, list[str]] = {}
+    whole: set[Tracked] = set()
     for relative, typed in asked.items():
         found = False
         for each in tracked:
@@ -454,10 +437,10 @@ def _covers(folder: str, path: str) -> bool:
     return not folder or path == folder or path.startswith(f"{folder}/")
 
 
-def _not_tracked(typed: str, relative: str, tracked: Sequence[_Tracked], rev: str) -> str:
+def _not_tracked(typed: str, relative: str, tracked: Sequence[Tracked], rev: str) -> str:
     known = [each.out.path for each in tracked]
-    near = difflib.get_close_matches(relative, known, n=3, cutoff=0.4)
-    names = ", ".join(f"'{printable(name)}'" for name in near or sorted(known)[:3])
+    near = difflib.get_close_matches(relative, known, n=SUGGESTIONS, cutoff=0.4)
+    names = ", ".join(f"'{printable(name)}'" for name in near or sorted(known)[:SUGGESTIONS])
     return (
         f"No DVC output covers '{printable(typed)}' at {rev}. "
         f"{f'Did you mean {names}?' if names else 'DVC tracks nothing there.'} If it is new, track "
@@ -465,19 +448,15 @@ def _not_tracked(typed: str, relative: str, tracked: Sequence[_Tracked], rev: st
     )
 
 
-def _refuse_unlisted(manifest: Manifest, chosen: Mapping[_Tracked, list[str]]) -> None:
-    """Refuse a target inside a tracked folder that the folder's listing does not have."""
-    for each, parts in chosen.items():
-        if manifest.find(each.out.path) is not None:
-            continue  # the listing could not be had, which the entry says
-        for part in parts:
-            path = f"{each.out.path}/{part}"
-            if manifest.find(path) is None and not manifest.below(path):
-                raise RepositoryError(
-                    f"'{printable(path)}' is not in the committed listing of "
-                    f"'{printable(each.out.path)}' at {manifest.rev}. 'dvc list . "
-                    f"{printable(each.out.path)} -R' shows what is."
-                )
+def _nearest(path: str, manifest: Manifest) -> str:
+    """Suggest listed paths like one that is not: from its own folder if that is listed."""
+    rows = manifest.below(os.path.dirname(path)) or range(len(manifest))
+    near = rows[:COMPARED_PATHS]
+    names = {os.fsdecode(name) for name in manifest.paths(near.start, near.stop)}
+    names |= {os.path.dirname(name) for name in names}
+    close = difflib.get_close_matches(path, sorted(names), n=SUGGESTIONS)
+    listed = ", ".join(f"'{printable(name)}'" for name in close)
+    return f"Did you mean {listed}? " if listed else ""
 
 
 def _add_files(
@@ -485,7 +464,7 @@ def _add_files(
 ) -> None:
     """Add an output whose files stand in the metadata itself, one by one."""
     builder.add_out(out)
-    for each in sorted(files, key=lambda each: os.fsencode(each["relpath"])):
+    for each in files:
         name = each["relpath"]
         if only and not any(_covers(part, name) for part in only):
             continue
@@ -507,7 +486,7 @@ def _inside(place: str, root: str) -> str | None:
     relative = os.path.relpath(place, root)
     if relative == os.curdir:
         return ""
-    if not relative.startswith(os.pardir):
+    if relative != os.pardir and not relative.startswith(os.pardir + os.sep):
         return relative
     parent = place
     while parent != os.path.dirname(parent):
@@ -540,159 +519,23 @@ def _reason(error: BaseException) -> str:
     return " ".join(printable(part) for part in ": ".join(said).split())
 
 
-class _WorkTree(GitFileSystem):  # type: ignore[misc]  # DVC's types are not followed
-    """The work tree seen through the interface that DVC reads commits with.
-
-    DVC opens no lock and no state database for such a file system, so that the metadata as it
-    lies there is read without a trace, by the code that reads it from a commit.
-    """
-
-    def __init__(self, scm: Any) -> None:
-        super().__init__(scm=scm, rev=WORKSPACE)
-        self._scm = scm
-
-    @cached_property
-    def fs(self) -> GitObjects:
-        return _WorkTreeFiles(self._scm)
-
-
-class _WorkTreeFiles(GitObjects):  # type: ignore[misc]  # scmrepo's types are not followed
-    """Files of the work tree that Git does not ignore, by their paths from its root."""
-
-    def __init__(self, scm: Any) -> None:
-        AbstractFileSystem.__init__(self)
-        self.rev = WORKSPACE
-        self._cwd = self.root_marker
-        self._scm = scm
-
-    def _place(self, path: str) -> str:
-        return os.path.join(str(self._scm.root_dir), *self._get_key(path))
-
-    def _open(self, path: str, mode: str = "rb", **_: Any) -> BinaryIO:
-        return open(self._place(path), mode)  # type: ignore[return-value]  # "rb" alone is asked for
-
-    def info(self, path: str, **_: Any) -> dict[str, Any]:
-        stat = os.stat(self._place(path))
-        kind = "directory" if os.path.isdir(self._place(path)) else "file"
-        return {"name": path, "type": kind, "size": stat.st_size, "mode": stat.st_mode}
-
-    def exists(self, path: str, **_: Any) -> bool:
-        return os.path.exists(self._place(path))
-
-    def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
-        listed = []
-        with os.scandir(self._place(path)) as entries:
-            for entry in entries:
-                folder = entry.is_dir(follow_symlinks=False)
-                if (entry.is_file() or folder) and not self._is_ignored(entry.path, folder):
-                    listed.append(f"{path.rstrip('/')}/{entry.name}")
-        return [self.info(name) for name in listed] if detail else listed
-
-    def _is_ignored(self, place: str, folder: bool) -> bool:
-        return not isinstance(self._scm, NoSCM) and bool(
-            self._scm.is_ignored(f"{place}{os.sep}" if folder else place)
-        )
-
-
-class _Causes:
-    """Explains differences from DVC's state database and the metadata in the work tree."""
+class _Recorded:
+    """Gives what the metadata in the work tree records for a path; each output is read once."""
 
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
-        self._recorded: dict[str, Manifest | None] = {}
+        self._manifests: dict[str, Manifest] = {}
 
-    def __call__(self, path: str, expected: Digest | None, found: Digest | None) -> Hint:
-        recorded = self._recorded_for(path)
-        adopted = False
-        if recorded is not None:
-            row = recorded.find(path)
-            now = recorded[row].digest if row is not None else None
-            adopted = now != expected and (now == found or expected is None)
-        written, detail = self._when_written(path, expected, found)
-        if adopted and recorded is not None:
-            where = printable(recorded.outs[0].defined_in)
-            detail = f"'{where}' in the work tree already records this change"
-        return Hint(written, adopted, detail)
-
-    def _recorded_for(self, path: str) -> Manifest | None:
-        """Return the manifest of the work tree's metadata for the output that a path is in."""
+    def __call__(self, path: str) -> Manifest | None:
         try:
-            tracked = self._repository._tracked(WORKSPACE)  # noqa: SLF001 (the same module)
-            out = next((each.out for each in tracked if _covers(each.out.path, path)), None)
-            if out is None:
-                return None
-            if out.path not in self._recorded:
+            out = next((out for out in self._outs if _covers(out.path, path)), None)
+            if out is not None and out.path not in self._manifests:
                 place = os.path.join(self._repository.root, out.path)
-                self._recorded[out.path] = self._repository.manifest(place, rev=WORKSPACE)
-            return self._recorded[out.path]
+                self._manifests[out.path] = self._repository.manifest(place, rev=WORKSPACE)
         except (ManifestError, RepositoryError):
             return None  # a hint only: metadata that cannot be read records nothing
-
-    def _when_written(
-        self, path: str, expected: Digest | None, found: Digest | None
-    ) -> tuple[bool | None, str]:
-        if expected is None or found is None:
-            return None, ""
-        place = os.path.join(self._repository.root, path)
-        record = self._state.get(place)
-        if record is None and self._is_cache_link(place, expected):
-            return False, "it is a link to the cache object of that hash, so that is damaged too"
-        if record is None:
-            return None, "DVC has no record of when it was last written"
-        digest, token = record
-        if token != state_token(localfs.info(place)):
-            return True, "it was written since DVC last read it"
-        if digest == expected:
-            return False, (
-                "nothing wrote it since DVC recorded the committed hash: "
-                "same inode, size and modification time"
-            )
-        return True, "it was written since it was committed"
-
-    def _is_cache_link(self, place: str, expected: Digest) -> bool:
-        cache = self._repository._config["cache"].get("dir") or self._repository._default_cache  # noqa: SLF001 (the same module)
-        target = _object_path(str(cache), expected, False)
-        return os.path.exists(target) and os.path.samefile(place, target)
+        return self._manifests[out.path] if out is not None else None
 
     @cached_property
-    def _state(self) -> _StateDatabase:
-        return _StateDatabase(self._repository.root, self._repository._config)  # noqa: SLF001 (the same module)
-
-
-class _StateDatabase:
-    """DVC's record of which bytes it saw in a file, opened for reading only.
-
-    Where it lies is ``Repo.site_cache_dir``, what stands in it is
-    ``dvc_data.hashfile.state.State.save``. A database that cannot be read is one without
-    records: it serves as a hint on the cause of a difference and nothing else.
-    """
-
-    def __init__(self, root: str, config: Mapping[str, Any]) -> None:
-        folder = site_cache_dir(config["core"].get("site_cache_dir"))
-        stamp = os.path.join(root, Repo.DVC_DIR, "tmp", "btime")
-        born = (
-            os.path.getmtime(stamp)
-            if os.path.exists(stamp)
-            else getattr(os.stat(root), "st_birthtime", None)
-        )
-        text = str((root, None, born, getpass.getuser(), version_tuple[0], 0))
-        token = hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
-        self.path = os.path.join(folder, "repo", token, "hashes", "local", "cache.db")
-
-    def get(self, place: str) -> tuple[Digest, str] | None:
-        """Return the digest that DVC recorded for a file, and the token of its state then."""
-        if not os.path.exists(self.path):
-            return None
-        try:
-            with closing(sqlite3.connect(f"file:{quote(self.path)}?mode=ro", uri=True)) as database:
-                query = "SELECT value FROM Cache WHERE key = ? AND raw = 1"
-                row = database.execute(query, (place,)).fetchone()
-            entry = json.loads(row[0]) if row else None
-            if entry is None:
-                return None
-            ((name, value),) = entry["hash_info"].items()
-            if name == "md5" and entry.get("version") is None:
-                name = "md5-dos2unix"
-            return Digest.from_hex(Algorithm(name), value), entry["checksum"]
-        except (sqlite3.Error, ValueError, KeyError):
-            return None
+    def _outs(self) -> list[Out]:
+        return self._repository.outs(WORKSPACE)
