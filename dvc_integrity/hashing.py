@@ -213,15 +213,15 @@ def read_file(
     """
     try:
         descriptor = os.open(path, _OPEN_FLAGS)
-    except OSError as error:
-        return b"", Observation(None, 0, None, None, error)
-    try:
-        with open(descriptor, "rb", buffering=0) as file:
+        try:
             before = _regular(descriptor, path)
             if cold:
                 _drop_cached_pages(descriptor)
-            data = file.readall()
+            with open(descriptor, "rb", buffering=0, closefd=False) as file:
+                data = file.readall()
             after = FileState.of(os.fstat(descriptor))
+        finally:
+            os.close(descriptor)
     except OSError as error:
         return b"", Observation(None, 0, None, None, error)
     return data, Observation(_hash_buffer(data, algorithm).value, len(data), before, after, None)
@@ -235,10 +235,13 @@ def read_chunks(path: str | bytes) -> Iterator[bytes]:
     OSError
         If it cannot be read, or is a folder or a special file.
     """
-    with open(os.open(path, _OPEN_FLAGS), "rb", buffering=0) as file:
-        _regular(file.fileno(), path)
-        while piece := file.read(PIECE_BYTES):
+    descriptor = os.open(path, _OPEN_FLAGS)
+    try:
+        _regular(descriptor, path)
+        while piece := os.read(descriptor, PIECE_BYTES):
             yield piece
+    finally:
+        os.close(descriptor)
 
 
 def _hash_buffer(buffer: bytes | bytearray | memoryview, algorithm: Algorithm) -> Digest:

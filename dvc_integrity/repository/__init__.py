@@ -394,7 +394,7 @@ class Repository:
                 f"Nothing is committed yet in '{printable(self.root)}', so there is no revision to "
                 f"hold data to. Commit the DVC metadata first: 'git add -A && git commit'."
             )
-        except Exception as error:  # each Git library raises its own on a damaged repository
+        except Exception as error:  # noqa: BLE001 (each Git library raises its own on damage)
             return self._unreadable(rev, error)
         return (
             f"There is no revision '{printable(rev)}' in '{printable(self.root)}'. Name a branch, "
