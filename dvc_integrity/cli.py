@@ -9,6 +9,7 @@ once; those imports carry PLC0415 for that reason.
 
 from __future__ import annotations
 
+import atexit
 import io
 import json
 import os
@@ -48,6 +49,8 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         click.echo("Interrupted; nothing was changed.", err=True)
         status = INTERRUPTED
+    if "colorama" in sys.modules:  # DVC lets it write an escape sequence after our last word
+        atexit.unregister(sys.modules["colorama"].initialise.reset_all)
     sys.exit(status)
 
 

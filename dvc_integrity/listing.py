@@ -33,6 +33,8 @@ _HEX_BYTES = 32
 _NOT_PLAIN = re.compile(rb'["\\\x00-\x1f\x80-\xff]')
 """A byte that makes the JSON form of a name differ from the name itself, or no JSON at all."""
 
+_NOT_HEX = re.compile(rb"[^0-9a-f]")
+
 _LONGEST_ENTRY_BYTES = 1 << 20
 """More bytes than this without the end of an entry: the listing is of another form."""
 
@@ -93,10 +95,10 @@ def _cut(body: bytes) -> ListedFiles | None:
     try:
         if _NOT_PLAIN.search(b"".join(names)):
             names = [_unescape(name) for name in names]
-        digests = binascii.unhexlify(b"".join([entry[:_HEX_BYTES] for entry in entries]))
     except ValueError:
         return None
-    return ListedFiles(names, digests)
+    digests = b"".join([entry[:_HEX_BYTES] for entry in entries])
+    return None if _NOT_HEX.search(digests) else ListedFiles(names, binascii.unhexlify(digests))
 
 
 def _unescape(name: bytes) -> bytes:

@@ -210,9 +210,16 @@ def _list_folder(place: bytes, folder: bytes) -> tuple[list[bytes], list[bytes]]
             path = folder + b"/" + entry.name
             if entry.is_dir(follow_symlinks=False):
                 folders.append(path)
-            elif not entry.is_symlink() or not entry.is_dir():
+            elif not _is_link_to_folder(entry):
                 files.append(path)
     return files, folders
+
+
+def _is_link_to_folder(entry: os.DirEntry[bytes]) -> bool:
+    try:
+        return entry.is_symlink() and entry.is_dir()
+    except OSError:  # a link in a circle, or one that leads where nobody may look
+        return False
 
 
 class _Listed:

@@ -240,7 +240,8 @@ class Repository:
             except Exception as error:  # DVC, its parsers and each Git library raise their own
                 raise ManifestError(
                     f"The DVC metadata at {rev} cannot be read: {_reason(error)}. Mend it in a new "
-                    f"commit, or name a revision where it is whole with '--rev'."
+                    f"commit, or name a revision where it is whole with '--rev'. What Git itself "
+                    f"lost ('git fsck' tells), a fresh clone brings back."
                 ) from error
             if rev == WORKSPACE:  # it may be another the next time
                 return tracked

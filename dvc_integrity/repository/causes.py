@@ -121,12 +121,18 @@ class _StateDatabase:
         token = hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
         self.path = os.path.join(folder, "repo", token, "hashes", "local", "cache.db")
 
+    @property
+    def _address(self) -> str:
+        """How to open the database so that reading it leaves no file behind."""
+        idle = not os.path.exists(f"{self.path}-wal")  # nobody writes: SQLite need take no part
+        return f"file:{quote(self.path)}?mode=ro{'&immutable=1' if idle else ''}"
+
     def get(self, place: str) -> tuple[Digest, str] | None:
         """Return the digest that DVC recorded for a file, and the token of its state then."""
         if not os.path.exists(self.path):
             return None
         try:
-            with closing(sqlite3.connect(f"file:{quote(self.path)}?mode=ro", uri=True)) as database:
+            with closing(sqlite3.connect(self._address, uri=True)) as database:
                 query = "SELECT value FROM Cache WHERE key = ? AND raw = 1"
                 row = database.execute(query, (place,)).fetchone()
             entry = json.loads(row[0]) if row else None

@@ -47,8 +47,13 @@ class _CommittedFiles(_Rooted):
         key = self._get_key(path)
         if not self.trie.isfile(key):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-        # Not through pygit2's stream: that waits for ever when the object is damaged.
-        return io.BytesIO(self.trie.trie[key].obj.read_raw())
+        node = self.trie.trie[key]
+        try:
+            # Not through pygit2's stream: that waits for ever when the object is damaged.
+            return io.BytesIO(node.obj.read_raw())
+        except Exception as error:  # libgit2 raises what it likes
+            why = f"Git's object {node.obj.id} is missing or damaged ('git fsck' shows the extent)"
+            raise OSError(errno.EIO, why, path) from error
 
 
 class _WorkTreeFiles(_Rooted):
