@@ -28,6 +28,7 @@ __all__ = [
     "FileState",
     "Meter",
     "Observation",
+    "SpecialFileError",
     "hash_buffers",
     "hash_chunks",
     "hash_files",
@@ -103,6 +104,10 @@ class Meter:
         with self._lock:
             self.files += files
             self.bytes += size
+
+
+class SpecialFileError(OSError):
+    """A FIFO, a socket or a device lies where a file should be."""
 
 
 class _Stopped(Exception):  # noqa: N818 (a signal between threads, not an error)
@@ -212,7 +217,7 @@ def read_file(
         that are returned: nothing is read twice.
     """
     try:
-        descriptor = os.open(path, _OPEN_FLAGS)
+        descriptor = _open(path)
         try:
             before = _regular(descriptor, path)
             if cold:
@@ -235,7 +240,7 @@ def read_chunks(path: str | bytes) -> Iterator[bytes]:
     OSError
         If it cannot be read, or is a folder or a special file.
     """
-    descriptor = os.open(path, _OPEN_FLAGS)
+    descriptor = _open(path)
     try:
         _regular(descriptor, path)
         while piece := os.read(descriptor, PIECE_BYTES):
@@ -261,7 +266,7 @@ def _hash_file(
     size = 0
     before: FileState | None = None
     try:
-        descriptor = os.open(path, _OPEN_FLAGS)
+        descriptor = _open(path)
         try:
             before = _regular(descriptor, path)
             if cold:
@@ -285,6 +290,15 @@ def _hash_file(
     return Observation(hasher.digest(), size, before, after, None)
 
 
+def _open(path: str | bytes) -> int:
+    try:
+        return os.open(path, _OPEN_FLAGS)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # what a socket, or a device without a driver, answers
+            raise SpecialFileError(errno.ENXIO, "is a socket or a device", path) from error
+        raise
+
+
 def _regular(descriptor: int, path: str | bytes) -> FileState:
     """Return the state of an open regular file; refuse everything else.
 
@@ -292,15 +306,15 @@ def _regular(descriptor: int, path: str | bytes) -> FileState:
     ------
     IsADirectoryError
         If it is a folder.
-    OSError
-        If it is a FIFO, a socket or a device: such a thing has no content to hash.
+    SpecialFileError
+        If it is a FIFO or a device: such a thing has no content to hash.
     """
     result = os.fstat(descriptor)
     if stat.S_ISREG(result.st_mode):
         return FileState.of(result)
     if stat.S_ISDIR(result.st_mode):
         raise IsADirectoryError(errno.EISDIR, "is a folder, not a file", path)
-    raise OSError(errno.EINVAL, "is a special file (FIFO, socket or device)", path)
+    raise SpecialFileError(errno.EINVAL, "is a special file (FIFO, socket or device)", path)
 
 
 def _drop_cached_pages(descriptor: int) -> None:

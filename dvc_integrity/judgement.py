@@ -11,7 +11,7 @@ import stat
 from collections.abc import Callable
 
 from dvc_integrity.digest import Digest
-from dvc_integrity.hashing import Observation
+from dvc_integrity.hashing import Observation, SpecialFileError
 from dvc_integrity.manifest import Entry
 from dvc_integrity.report import Finding, Status
 from dvc_integrity.stores import Hint
@@ -22,7 +22,6 @@ Explain = Callable[[Digest | None], Hint]
 """Gives the hint on a file from the digest that was found in it."""
 
 _ABSENT = {errno.ENOENT, errno.ENOTDIR}
-_NOT_A_FILE = {errno.EISDIR, errno.EINVAL}  # a folder, or a FIFO, socket or device
 
 
 def judge(
@@ -80,7 +79,7 @@ def _judge_error(entry: Entry, error: OSError, explain: Explain, immutable: bool
         hint = explain(None)
         return _finding(entry, None, Status.MISSING, hint.detail, hint)
     reason = error.strerror or str(error)
-    if error.errno in _NOT_A_FILE:
+    if isinstance(error, (IsADirectoryError, SpecialFileError)):
         return _finding(entry, None, Status.CORRUPT if immutable else Status.MODIFIED, reason)
     return _finding(entry, None, Status.UNREADABLE, reason)
 
@@ -91,13 +90,20 @@ def _judge_good_bytes(
     if entry.executable and not immutable and not has_execute_bit(seen):
         detail = "its bytes are good, but it lost the executable bit that DVC records"
         return _finding(entry, seen, Status.MODIFIED, detail)
-    if first.digest == seen.digest or first.after != seen.before:
+    if first.digest == seen.digest or _was_touched(first, seen):
         return None
     detail = (
         f"a first read gave {first.error or _digest(entry, first)}, a second one past the page "
         f"cache gave the committed bytes: suspect the memory, the cable or the controller"
     )
     return _finding(entry, seen, Status.OK, detail, transient=True)
+
+
+def _was_touched(first: Observation, second: Observation) -> bool:
+    """Return whether somebody wrote the file, so that two reads may differ with good reason."""
+    if first.error is not None:
+        return first.before is not None and first.before != second.before
+    return not first.stable or first.after != second.before
 
 
 def _finding(

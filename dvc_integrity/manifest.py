@@ -369,6 +369,8 @@ class ManifestBuilder:
         if digest is not None or path != out.path:  # an external output's own path is only a label
             _refuse_unsafe([name], out)
             _note_folders([name], b"", self._folders)
+        elif b"\0" in name:
+            raise _bad_listing(out, f"the path '{printable(path)}' holds NUL")
         if size is not None and not 0 <= size < LARGEST_SIZE:
             raise _bad_listing(out, f"{size} is not the size of '{printable(path)}'")
         kind = (_CODES[digest.algorithm] if digest else 0) | (_EXECUTABLE_BIT if executable else 0)
@@ -403,10 +405,13 @@ class ManifestBuilder:
             If it is not a listing, or a path in it is unsafe.
         """
         out = self._outs[-1]
+        _refuse_unsafe([os.fsencode(out.path)], out)
         try:
             run = _read_run(chunks, algorithm, out, self._folders)
         except (ValueError, RecursionError) as error:
             raise _bad_listing(out, str(error)) from error
+        if len(run.lengths):
+            self._folders.add(os.fsencode(out.path))
         if only:
             wanted = [os.fsencode(f"{out.path}/{path}") for path in only]
             run, folders = run.select(wanted)
@@ -604,7 +609,7 @@ def _refuse_case_collisions(run: _Run, folded: array[int], out: Out) -> None:
             raise _bad_listing(
                 out,
                 f"the paths '{printable(other)}' and '{printable(name)}' differ in case alone, so "
-                f"that one would overwrite the other on many file systems",
+                f"that one would overwrite the other on many file systems; rename one",
             )
 
 

@@ -160,24 +160,28 @@ class CorruptDataError(IntegrityError):
     _LINE = re.compile(rf"{_MARK}(\{{.*\}})")
 
     def __init__(self, message: str = "", *, finding: Finding | None = None) -> None:
-        if finding is not None and self._MARK not in message:
-            message = (
-                f"{message or _describe(finding)}\n{self._MARK}{json.dumps(finding.to_json())}"
-            )
+        if finding is not None:
+            line = f"{self._MARK}{json.dumps(finding.to_json())}"
+            if not message.endswith(line):
+                message = f"{message or _describe(finding)}\n{line}"
         super().__init__(message)
         self.finding = finding if finding is not None else self._recover(message)
 
     @classmethod
     def _recover(cls, message: str) -> Finding | None:
-        lines = cls._LINE.findall(message)
-        return Finding.from_json(json.loads(lines[-1])) if lines else None
+        for line in reversed(cls._LINE.findall(message)):
+            try:
+                return Finding.from_json(json.loads(line))
+            except (AttributeError, KeyError, TypeError, ValueError):
+                continue  # a name can hold the mark too; only a whole finding is one
+        return None
 
 
 def _describe(finding: Finding) -> str:
     return (
         f"'{printable(finding.path)}' is {finding.status.value}: expected "
         f"{finding.expected or 'no digest'}, found {finding.found or 'no bytes'}"
-        f"{f' ({finding.detail})' if finding.detail else ''}. The bytes were not handed on. "
+        f"{f' ({printable(finding.detail)})' if finding.detail else ''}. The bytes were not handed on. "
         f"Run 'dvc-integrity verify' to see the extent, and bring the committed bytes back "
         f"before you go on."
     )

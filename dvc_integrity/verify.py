@@ -118,20 +118,24 @@ class _Reading:
         suspects: list[tuple[int, Observation]] = []
         observations = self._observe(rows=rows, cold=self._cold, meter=self._meter)
         for row, seen in zip(rows.tolist(), observations, strict=True):
-            _count(coverage, seen)
-            if not _is_good(self._manifest, row, seen, self._store.immutable):
+            if _is_good(self._manifest, row, seen, self._store.immutable):
+                _count(coverage, seen)
+            else:
                 suspects.append((row, seen))
             if len(suspects) == self.SUSPECTS_AT_A_TIME:
-                yield from self._judge(suspects)
+                yield from self._judge(suspects, coverage)
                 suspects = []
-        yield from self._judge(suspects)
+        yield from self._judge(suspects, coverage)
 
-    def _judge(self, suspects: list[tuple[int, Observation]]) -> Iterator[Finding]:
+    def _judge(
+        self, suspects: list[tuple[int, Observation]], coverage: Coverage
+    ) -> Iterator[Finding]:
         again = [row for row, seen in suspects if not is_absent(seen.error)]
         second = dict(
             zip(again, self._observe(rows=np.array(again, np.int64), cold=True), strict=True)
         )
         for row, seen in suspects:
+            _count(coverage, second.get(row, seen))
             entry = self._manifest[row]
             explain = partial(self._store.explain, entry.path, entry.digest)
             immutable = self._store.immutable

@@ -417,17 +417,19 @@ def _choose(
     parts: dict[Tracked, list[str]] = {}
     whole: set[Tracked] = set()
     for relative, typed in asked.items():
-        found = False
-        for each in tracked:
-            path = each.out.path
-            if _covers(relative, path) or relative == each.out.defined_in or typed == each.address:
-                whole.add(each)
-            elif each.out.directory and relative.startswith(f"{path}/"):
-                parts.setdefault(each, []).append(relative[len(path) + 1 :])
-            else:
-                continue
-            found = True
-        if not found:
+        named = {each for each in tracked if _covers(relative, each.out.path)}
+        inside = [
+            each for each in tracked if each.out.directory and _covers(each.out.path, relative)
+        ]
+        if not named and inside:
+            for each in inside:
+                parts.setdefault(each, []).append(relative[len(each.out.path) + 1 :])
+            continue
+        named = named or {
+            each for each in tracked if relative == each.out.defined_in or typed == each.address
+        }
+        whole |= named
+        if not named:
             raise RepositoryError(_not_tracked(typed, relative, tracked, rev))
     return {
         each: [] if each in whole else parts[each] for each in {**parts, **dict.fromkeys(whole)}

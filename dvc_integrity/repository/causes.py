@@ -94,6 +94,13 @@ class Causes:
         return _StateDatabase(self._root, self._config)
 
 
+def _user() -> str | None:
+    try:
+        return getpass.getuser()
+    except (ImportError, KeyError, OSError):  # a container's user need have no name
+        return None
+
+
 def _is_same_file(place: str, other: str) -> bool:
     try:
         return os.path.samefile(place, other)
@@ -117,7 +124,7 @@ class _StateDatabase:
             if os.path.exists(stamp)
             else getattr(os.stat(root), "st_birthtime", None)
         )
-        text = str((root, None, born, getpass.getuser(), version_tuple[0], 0))
+        text = str((root, None, born, _user(), version_tuple[0], 0))
         token = hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
         self.path = os.path.join(folder, "repo", token, "hashes", "local", "cache.db")
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import dvc.output
-from dvc.fs import FileSystem
+from dvc.fs import FileSystem, get_cloud_fs
 from dvc.repo import Repo
 
 from dvc_integrity.digest import Algorithm, Digest
@@ -108,6 +109,9 @@ class _Unreachable(FileSystem):  # type: ignore[misc]  # DVC's types are not fol
         super().__init__()
 
 
+_SWAPPING = threading.Lock()
+
+
 @contextmanager
 def _without_plugins() -> Iterator[None]:
     """Let metadata name an external output that DVC has no plugin for here.
@@ -116,7 +120,7 @@ def _without_plugins() -> Iterator[None]:
     project up if one of them is, say, on S3 and ``dvc-s3`` is not installed. What lies there
     is unverifiable anyhow; it must not take the rest with it.
     """
-    original = dvc.output.get_cloud_fs
+    original = get_cloud_fs
 
     def tolerant(config: Any, **settings: Any) -> tuple[Any, dict[str, Any], str]:
         try:
@@ -126,11 +130,12 @@ def _without_plugins() -> Iterator[None]:
                 raise
             return _Unreachable, {}, str(settings["url"])
 
-    dvc.output.get_cloud_fs = tolerant
-    try:
-        yield
-    finally:
-        dvc.output.get_cloud_fs = original
+    with _SWAPPING:
+        dvc.output.get_cloud_fs = tolerant
+        try:
+            yield
+        finally:
+            dvc.output.get_cloud_fs = original
 
 
 def _digest_of(hash_info: Any) -> Digest | None:

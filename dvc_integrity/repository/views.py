@@ -13,6 +13,7 @@ import errno
 import io
 import os
 import posixpath
+import secrets
 from functools import cached_property
 from typing import Any, BinaryIO
 
@@ -23,8 +24,8 @@ from scmrepo.fs import GitFileSystem as GitObjects
 
 __all__ = ["ROOT", "WORKSPACE", "Commit", "ViewedRepo", "WorkTree"]
 
-ROOT = "/tree"
-"""Where the root of the Git repository lies in a view."""
+ROOT = f"/{secrets.token_hex(16)}"
+"""Where the root of the Git repository lies in a view; no committed path can spell it."""
 
 WORKSPACE = "workspace"
 """The revision that stands for the metadata as it lies in the work tree."""

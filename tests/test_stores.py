@@ -1,0 +1,506 @@
+"""A store turns entries into observations: every kind of store passes the same contract."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import pickle
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import faults
+import numpy as np
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from projects import Tree, listing, md5
+
+from dvc_integrity import stores
+from dvc_integrity.digest import Algorithm, Digest
+from dvc_integrity.errors import StoreError
+from dvc_integrity.hashing import Meter, Observation
+from dvc_integrity.manifest import Manifest, ManifestBuilder, Out
+from dvc_integrity.stores import Connection, Hint, ObjectStore, Workspace
+
+law = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+FILES = {"a": b"alpha", "b": b"", "sub/c": b"charlie" * 1000, "sub/deep/d": b"delta"}
+
+
+def folder_out(files: Tree, path: str = "data") -> Out:
+    digest = Digest.from_hex(Algorithm.MD5, md5(listing(files)))
+    return Out(path, directory=True, digest=digest, defined_in=f"{path}.dvc")
+
+
+def manifest_of(files: Tree, only: tuple[str, ...] = ()) -> Manifest:
+    """Return the manifest of a tracked folder ``data``."""
+    builder = ManifestBuilder("0" * 40, ["data"])
+    builder.add_out(folder_out(files))
+    builder.add_listing(deque([listing(files)]), Algorithm.MD5, only=only)
+    return builder.build()
+
+
+def write(folder: Path, files: Tree) -> None:
+    for path, data in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+
+
+def rows_of(manifest: Manifest) -> np.ndarray:
+    return np.arange(len(manifest))
+
+
+# ----------------------------------------------------------------- the contract
+
+
+@dataclass
+class Case:
+    """A store that holds some files, and the way to put other bytes at an entry's place."""
+
+    store: Workspace | ObjectStore
+    put: Callable[[str, bytes | None], None]
+
+
+def workspace_case(folder: Path, files: Tree) -> Case:
+    write(folder / "data", files)
+
+    def put(path: str, data: bytes | None) -> None:
+        place = folder / "data" / path
+        place.unlink() if data is None else place.write_bytes(data)
+
+    return Case(Workspace(os.fspath(folder)), put)
+
+
+def place_of(base: str) -> Callable[[Digest, bool], str]:
+    """Return where DVC keeps objects below ``base``."""
+
+    def locate(digest: Digest, of_listing: bool) -> str:
+        suffix = ".dir" if of_listing else ""
+        return f"{base}/files/md5/{digest.hex[:2]}/{digest.hex[2:]}{suffix}"
+
+    return locate
+
+
+def object_case(connection: Connection, files: Tree, name: str) -> Case:
+    """Return a store with the objects of some files in it."""
+    filesystem = connection.filesystem
+
+    def put_object(digest: Digest, data: bytes | None, of_listing: bool = False) -> None:
+        place = connection.locate(digest, of_listing)
+        if data is None:
+            filesystem.rm_file(place)
+            return
+        filesystem.makedirs(place.rpartition("/")[0], exist_ok=True)
+        filesystem.pipe_file(place, data)
+
+    def put(path: str, data: bytes | None) -> None:
+        put_object(Digest.from_hex(Algorithm.MD5, md5(files[path])), data)
+
+    for path in files:
+        put(path, files[path])
+    out = folder_out(files)
+    assert out.digest
+    put_object(out.digest, listing(files), of_listing=True)
+    return Case(ObjectStore(name, lambda: connection, lambda _: True), put)
+
+
+def cache_case(folder: Path, files: Tree) -> Case:
+    connection = Connection(LocalFileSystem(), place_of(os.fspath(folder / "cache")), local=True)
+    return object_case(connection, files, "cache")
+
+
+def remote_case(folder: Path, files: Tree) -> Case:
+    connection = Connection(MemoryFileSystem(), place_of(f"/{folder.name}"), local=False)
+    return object_case(connection, files, "remote:far")
+
+
+CASES = {"workspace": workspace_case, "cache": cache_case, "remote": remote_case}
+
+every = pytest.mark.parametrize("kind", CASES)
+
+
+@every
+@pytest.mark.parametrize("cold", [False, True])
+@pytest.mark.parametrize("jobs", [None, 1, 3])
+def test_a_store_observes_its_entries_in_order(
+    kind: str, cold: bool, jobs: int | None, tmp_path: Path
+) -> None:
+    """Each row gives the digest and size of its bytes; any rows may be asked for; they count."""
+    manifest = manifest_of(FILES)
+    store = CASES[kind](tmp_path, FILES).store
+    expected = [(hashlib.md5(FILES[path]).digest(), len(FILES[path])) for path in sorted(FILES)]
+    for rows in ([0, 1, 2, 3], [1, 3], [2], []):
+        meter = Meter()
+        seen = list(
+            store.observe(
+                manifest, np.array(rows, np.int64), Algorithm.MD5, jobs=jobs, cold=cold, meter=meter
+            )
+        )
+        assert [expected[row] for row in rows] == [(each.digest, each.size) for each in seen]
+        assert all(each.stable and each.error is None for each in seen)
+        assert (len(rows), sum(expected[row][1] for row in rows)) == (meter.files, meter.bytes)
+
+
+@every
+def test_a_store_shows_other_bytes_as_they_are(kind: str, tmp_path: Path) -> None:
+    """Damage is an observation with another digest; absence is an error that says so."""
+    case = CASES[kind](tmp_path, FILES)
+    case.put("a", b"alphA")
+    case.put("sub/c", None)
+    seen = list(case.store.observe(manifest_of(FILES), rows_of(manifest_of(FILES)), Algorithm.MD5))
+    assert [hashlib.md5(b"alphA").digest(), None] == [seen[0].digest, seen[2].digest]
+    assert isinstance(seen[2].error, FileNotFoundError)
+    assert [None, None] == [seen[1].error, seen[3].error]
+
+
+@every
+def test_a_store_keeps_the_order_of_many(kind: str, tmp_path: Path) -> None:
+    """Hundreds of entries come in the order of their rows, whatever finishes first."""
+    files = {f"{row:04}": b"%d" % row * (row % 40) for row in range(300)}
+    manifest = manifest_of(files)
+    store = CASES[kind](tmp_path, files).store
+    observations = store.observe(manifest, rows_of(manifest), Algorithm.MD5, jobs=4)
+    assert [each.value for each in map(_digest, sorted(files.items()))] == [
+        each.digest for each in observations
+    ]
+
+
+def _digest(item: tuple[str, bytes]) -> Digest:
+    return Digest.from_hex(Algorithm.MD5, md5(item[1]))
+
+
+@every
+def test_a_store_is_left_as_it_was(kind: str, tmp_path: Path) -> None:
+    """Observing, looking for extras, reading listings and explaining write nothing."""
+    manifest = manifest_of(FILES)
+    store = CASES[kind](tmp_path, FILES).store
+    before = faults.snapshot(tmp_path)
+    list(store.observe(manifest, rows_of(manifest), Algorithm.MD5, cold=True))
+    list(store.extras(manifest))
+    list(store.listings(manifest))
+    store.explain("data/a", manifest[0].digest, None)
+    assert before == faults.snapshot(tmp_path)
+
+
+@every
+def test_a_store_left_early_leaves_no_thread(kind: str, tmp_path: Path) -> None:
+    """Closing the observations ends their threads."""
+    files = {f"{row:04}": b"%d" % row for row in range(200)}
+    manifest = manifest_of(files)
+    store = CASES[kind](tmp_path, files).store
+    observations = store.observe(manifest, rows_of(manifest), Algorithm.MD5, jobs=2)
+    next(observations)
+    observations.close()
+    assert [] == [each.name for each in threading.enumerate() if "dvc-integrity" in each.name]
+
+
+# ----------------------------------------------------------------- the workspace
+
+
+def extras(root: Path, manifest: Manifest, **options: object) -> list[str]:
+    """Return the paths of extras; none may come with an error."""
+    found = list(Workspace(os.fspath(root), **options).extras(manifest))
+    assert all(error is None for _, error in found)
+    return sorted(path for path, _ in found)
+
+
+def test_the_workspace_has_every_output_and_may_change(tmp_path: Path) -> None:
+    """It holds every output, under the name ``workspace``, and is not immutable."""
+    store = Workspace(os.fspath(tmp_path))
+    assert ("workspace", False) == (store.name, store.immutable)
+    assert store.holds(Out("x", cached=False, push=False, remote="elsewhere"))
+    assert [] == list(store.listings(manifest_of(FILES)))
+
+
+def test_a_place_is_absolute_and_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths are joined to the absolute root, in the file system's bytes, wherever one is."""
+    monkeypatch.chdir(tmp_path)
+    store = Workspace(".")
+    monkeypatch.chdir("/")
+    assert os.fsencode(tmp_path) + b"/data/\xff" == store.locate("data/\udcff")
+    assert os.fsencode(tmp_path) + b"/data/\xff" == store.locate(b"data/\xff")
+
+
+def test_a_pickled_workspace_leaves_its_knowledge_of_dvc_behind(tmp_path: Path) -> None:
+    """A worker gets the root alone: neither hints nor ``.dvcignore`` travel."""
+    store = Workspace(
+        os.fspath(tmp_path),
+        hints=lambda *_: Hint(detail="known"),  # a lambda cannot be pickled
+        ignored=lambda _: True,
+    )
+    again = pickle.loads(pickle.dumps(store))
+    assert store.root == again.root
+    assert Hint() == again.explain("data/a", None, None)
+    assert 300 > len(pickle.dumps(store)) - len(store.root)
+
+
+def test_what_is_not_listed_is_extra(tmp_path: Path) -> None:
+    """Files, links to files, dangling links, loops and FIFOs in a tracked folder are extras."""
+    write(tmp_path / "data", FILES)
+    write(tmp_path, {"beside": b"", "data-2/x": b""})
+    write(tmp_path / "data", {"new": b"", "sub/new": b"", "fresh/deep/new": b"", "aa": b""})
+    (tmp_path / "data/link").symlink_to("a")
+    (tmp_path / "data/dangling").symlink_to("nowhere")
+    (tmp_path / "data/loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "data/fifo")
+    odd = os.fsdecode(b"data/\xff\n")
+    (tmp_path / odd).write_bytes(b"")
+    expected = ["aa", "dangling", "fifo", "fresh/deep/new", "link", "loop", "new", "sub/new"]
+    assert [*(f"data/{path}" for path in expected), odd] == extras(tmp_path, manifest_of(FILES))
+
+
+def test_empty_folders_and_links_to_folders_are_no_extras(tmp_path: Path) -> None:
+    """DVC tracks neither, and does not look behind such a link, even one in a circle."""
+    write(tmp_path / "data", FILES)
+    write(tmp_path / "elsewhere", {"x": b""})
+    (tmp_path / "data/empty/deeper").mkdir(parents=True)
+    (tmp_path / "data/link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data/up").symlink_to("..")
+    assert [] == extras(tmp_path, manifest_of(FILES))
+
+
+def test_what_dvcignore_leaves_out_is_no_extra(tmp_path: Path) -> None:
+    """``ignored`` is asked with the path relative to the root, for unlisted files alone."""
+    write(tmp_path / "data", FILES | {"x.tmp": b"", "sub/y.tmp": b"", "z": b""})
+    asked = []
+
+    def ignored(path: str) -> bool:
+        asked.append(path)
+        return path.endswith(".tmp")
+
+    assert ["data/z"] == extras(tmp_path, manifest_of(FILES), ignored=ignored)
+    assert ["data/sub/y.tmp", "data/x.tmp", "data/z"] == sorted(asked)
+
+
+def test_a_folder_that_is_gone_has_no_extras(tmp_path: Path) -> None:
+    """A missing folder says nothing here: its files are missing one by one."""
+    assert [] == extras(tmp_path, manifest_of(FILES))
+    (tmp_path / "data").symlink_to("nowhere")
+    assert [] == extras(tmp_path, manifest_of(FILES))
+
+
+def test_a_file_in_place_of_a_tracked_folder_is_extra(tmp_path: Path) -> None:
+    """Whatever lies where a folder was committed is not what was committed."""
+    (tmp_path / "data").write_bytes(b"")
+    assert ["data"] == extras(tmp_path, manifest_of(FILES))
+
+
+def test_a_tracked_folder_may_be_a_link(tmp_path: Path) -> None:
+    """The tracked folder itself may lie elsewhere: what is in there counts."""
+    write(tmp_path / "elsewhere", FILES | {"new": b""})
+    (tmp_path / "data").symlink_to("elsewhere")
+    assert ["data/new"] == extras(tmp_path, manifest_of(FILES))
+
+
+def test_a_folder_that_cannot_be_listed_comes_with_its_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """EACCES or EIO on one folder is told with its path, and the others are still searched."""
+    write(tmp_path / "data", FILES | {"new": b"", "sub/new": b""})
+    scandir = os.scandir
+
+    def failing(place: bytes) -> Iterator[os.DirEntry[bytes]]:
+        if place.endswith(b"/sub"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return scandir(place)
+
+    monkeypatch.setattr(stores.os, "scandir", failing)
+    found = dict(Workspace(os.fspath(tmp_path)).extras(manifest_of(FILES)))
+    monkeypatch.undo()
+    assert {"data/new", "data/sub"} == set(found)
+    error = found["data/sub"]
+    assert error is not None
+    assert errno.EIO == error.errno
+
+
+def test_only_chosen_folders_are_searched_and_each_file_comes_once(tmp_path: Path) -> None:
+    """A part of a folder has extras of its own; a part inside a part does not tell them twice."""
+    write(tmp_path / "data", FILES | {"new": b"", "sub/new": b"", "sub/deep/new": b""})
+    chosen = manifest_of(FILES, only=("sub/deep",))
+    assert ["data/sub/deep/new"] == extras(tmp_path, chosen)
+    nested = manifest_of(FILES, only=("sub", "sub/deep"))
+    assert ["data/sub/deep/new", "data/sub/new"] == extras(tmp_path, nested)
+
+
+names = st.sampled_from(["a", "b", "c", "é", "sub/a", "sub/b", "sub/deep/a", "x/y/z", "Z", "%"])
+
+
+@law
+@given(st.sets(names), st.sets(names))
+def test_extras_are_the_difference_of_two_sets(listed: set[str], present: set[str]) -> None:
+    """Exactly the files that lie there and are not listed are extra."""
+    manifest = manifest_of(dict.fromkeys(listed, b""))
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        write(root / "data", dict.fromkeys(present, b""))
+        assert sorted(f"data/{path}" for path in present - listed) == extras(root, manifest)
+
+
+def test_paths_of_one_hash_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashes only find candidates: if all were equal, the paths themselves would still decide."""
+    write(tmp_path / "data", FILES | {"new": b"", "sub/new": b""})
+    for constant in (0, -5, 2**62):
+        monkeypatch.setattr(stores, "hash", lambda _, value=constant: value, raising=False)
+        assert ["data/new", "data/sub/new"] == extras(tmp_path, manifest_of(FILES))
+
+
+def test_hints_explain_a_difference(tmp_path: Path) -> None:
+    """The hint that the workspace was given is asked with path and digests, and passed on."""
+    asked = []
+
+    def hints(path: str, expected: Digest | None, found: Digest | None) -> Hint:
+        asked.append((path, expected, found))
+        return Hint(written=True, adopted=True, detail="known")
+
+    store = Workspace(os.fspath(tmp_path), hints=hints)
+    digest = Digest(Algorithm.MD5, bytes(16))
+    assert Hint(True, True, "known") == store.explain("data/a", digest, None)
+    assert [("data/a", digest, None)] == asked
+    assert Hint() == Workspace(os.fspath(tmp_path)).explain("data/a", digest, digest)
+
+
+def test_a_dangling_link_is_explained(tmp_path: Path) -> None:
+    """A file that is missing because its link leads nowhere is told with the target, harmlessly."""
+    target = os.fsdecode(b"gone\x1b[31m\xff")
+    (tmp_path / "file").symlink_to(target)
+    hint = Workspace(os.fspath(tmp_path)).explain("file", None, None)
+    assert r"symbolic link to 'gone\x1b[31m\udcff'" in hint.detail
+    assert (None, False) == (hint.written, hint.adopted)
+
+
+# ----------------------------------------------------------------- object stores
+
+objects = pytest.mark.parametrize("kind", ["cache", "remote"])
+
+
+@objects
+def test_objects_never_change(kind: str, tmp_path: Path) -> None:
+    """A store of objects is immutable: a difference there was written by nobody."""
+    store = CASES[kind](tmp_path, FILES).store
+    assert store.immutable
+    assert Hint(written=False) == store.explain("data/a", None, None)
+    assert [] == list(store.extras(manifest_of(FILES)))
+
+
+@objects
+def test_an_object_is_read_in_chunks(kind: str, tmp_path: Path) -> None:
+    """``read`` gives the bytes of an object or of a listing; the two have different names."""
+    big = {"big": b"0123456789abcdef" * 200_000}
+    store = CASES[kind](tmp_path, big).store
+    chunks = list(store.read(Digest.from_hex(Algorithm.MD5, md5(big["big"]))))
+    assert big["big"] == b"".join(chunks)
+    assert stores.CHUNK_BYTES >= max(map(len, chunks))
+    out = folder_out(big)
+    assert out.digest
+    assert listing(big) == b"".join(store.read(out.digest, listing=True))
+    with pytest.raises(FileNotFoundError):
+        list(store.read(out.digest))
+
+
+@objects
+def test_listings_are_observed_as_objects(kind: str, tmp_path: Path) -> None:
+    """The listing of each folder that the store is to have comes with what its bytes hash to."""
+    store = CASES[kind](tmp_path, FILES).store
+    manifest = manifest_of(FILES)
+    ((out, seen),) = store.listings(manifest)
+    assert manifest.outs == (out,)
+    assert out.digest
+    assert (out.digest.value, len(listing(FILES)), None) == (seen.digest, seen.size, seen.error)
+    store._has = lambda _: False
+    assert [] == list(store.listings(manifest))
+
+
+def test_a_store_is_opened_when_it_is_needed_and_once(tmp_path: Path) -> None:
+    """Making a store, asking its name and whether it holds an output connects to nothing."""
+    case = remote_case(tmp_path, FILES)
+    calls = []
+
+    def connect() -> Connection:
+        calls.append(1)
+        return case.store._connected()
+
+    store = ObjectStore("remote:far", connect, lambda out: out.cached)
+    assert [True, False] == [store.holds(Out("x")), store.holds(Out("x", cached=False))]
+    assert ("remote:far", []) == (store.name, calls)
+    manifest = manifest_of(FILES)
+    for _ in range(3):
+        list(store.observe(manifest, rows_of(manifest), Algorithm.MD5))
+        list(store.listings(manifest))
+    assert [1] == calls
+
+
+class Failing(MemoryFileSystem):
+    """A remote on which every object fails to open, with ``error``."""
+
+    error: Exception
+    cachable = False
+
+    def open(self, *_: object, **__: object) -> object:
+        raise self.error
+
+
+def failing(error: Exception) -> ObjectStore:
+    filesystem = Failing()
+    filesystem.error = error
+    connection = Connection(filesystem, place_of("/nowhere"), local=False)
+    return ObjectStore("remote:far", lambda: connection, lambda _: True)
+
+
+def test_an_object_that_cannot_be_read_is_a_value() -> None:
+    """An OSError of the remote is an observation, for every object of its own."""
+    manifest = manifest_of(FILES)
+    store = failing(PermissionError(errno.EACCES, "Forbidden"))
+    seen = list(store.observe(manifest, rows_of(manifest), Algorithm.MD5))
+    assert [errno.EACCES] * 4 == [each.error and each.error.errno for each in seen]
+    ((_, listed),) = store.listings(manifest)
+    assert Observation(None, 0, None, None, listed.error) == listed
+
+
+def test_a_remote_that_fails_in_its_own_way_is_a_store_error() -> None:
+    """Any other exception ends the reading with a StoreError that names the store, harmlessly."""
+    manifest = manifest_of(FILES)
+    store = failing(LookupError("token \x1b[31m expired"))
+    with pytest.raises(StoreError, match=r"remote:far.*token \\x1b\[31m expired"):
+        list(store.observe(manifest, rows_of(manifest), Algorithm.MD5))
+    with pytest.raises(StoreError, match="remote:far"):
+        list(store.listings(manifest))
+    assert [] == [each.name for each in threading.enumerate() if "dvc-integrity" in each.name]
+
+
+def test_a_store_that_cannot_be_opened_is_a_store_error() -> None:
+    """What ``connect`` raises comes through as it is."""
+
+    def connect() -> Connection:
+        raise StoreError("The remote:far cannot be used")
+
+    store = ObjectStore("remote:far", connect, lambda _: True)
+    manifest = manifest_of(FILES)
+    with pytest.raises(StoreError, match="cannot be used"):
+        list(store.observe(manifest, rows_of(manifest), Algorithm.MD5))
+    with pytest.raises(StoreError, match="cannot be used"):
+        list(store.listings(manifest))
+
+
+def test_a_special_file_in_the_cache_never_blocks(tmp_path: Path) -> None:
+    """A FIFO or a folder where an object should be is an error at once, for listings too."""
+    case = cache_case(tmp_path, FILES)
+    manifest = manifest_of(FILES)
+    connection = case.store._connected()
+    out = manifest.outs[0]
+    digest = manifest[0].digest
+    assert out.digest
+    assert digest
+    for place in (connection.locate(digest, False), connection.locate(out.digest, True)):
+        os.unlink(place)
+        os.mkfifo(place)
+    seen = next(case.store.observe(manifest, rows_of(manifest), Algorithm.MD5))
+    assert isinstance(seen.error, OSError)
+    ((_, listed),) = case.store.listings(manifest)
+    assert isinstance(listed.error, OSError)
