@@ -178,12 +178,12 @@ class CorruptDataError(IntegrityError):
 
 
 def _describe(finding: Finding) -> str:
+    why = f" ({printable(finding.detail)})" if finding.detail else ""
     return (
         f"'{printable(finding.path)}' is {finding.status.value}: expected "
-        f"{finding.expected or 'no digest'}, found {finding.found or 'no bytes'}"
-        f"{f' ({printable(finding.detail)})' if finding.detail else ''}. The bytes were not handed on. "
-        f"Run 'dvc-integrity verify' to see the extent, and bring the committed bytes back "
-        f"before you go on."
+        f"{finding.expected or 'no digest'}, found {finding.found or 'no bytes'}{why}. The bytes "
+        f"were not handed on. Run 'dvc-integrity verify' to see the extent, and bring the "
+        f"committed bytes back before you go on."
     )
 
 
