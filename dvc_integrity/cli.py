@@ -14,6 +14,7 @@ import io
 import json
 import os
 import sys
+import traceback
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,8 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         click.echo("Interrupted; nothing was changed.", err=True)
         status = INTERRUPTED
+    except Exception as error:  # noqa: BLE001 (a defect of ours must not look like damaged data)
+        status = _fail(_unforeseen(error), as_json="--json" in sys.argv)
     if "colorama" in sys.modules:  # DVC lets it write an escape sequence after our last word
         atexit.unregister(sys.modules["colorama"].initialise.reset_all)
     sys.exit(status)
@@ -193,6 +196,15 @@ def _write(repository: Repository, report: Report, receipt: str) -> None:
     write_receipt(report, receipt)
     name = os.path.relpath(os.path.realpath(receipt), repository.root).replace(os.sep, "-")
     write_report(report, os.path.join(repository.root, ".dvc", "tmp", "integrity", "reports", name))
+
+
+def _unforeseen(error: Exception) -> IntegrityError:
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f"{os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else "?"
+    return IntegrityError(
+        f"unforeseen {type(error).__name__} at {place}: {printable(str(error))}. Nothing is known "
+        f"about the data. Please report this."
+    )
 
 
 def _fail(error: IntegrityError, *, as_json: bool) -> int:

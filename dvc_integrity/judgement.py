@@ -6,7 +6,6 @@ without I/O: the same arguments give the same finding.
 
 from __future__ import annotations
 
-import errno
 import stat
 from collections.abc import Callable
 
@@ -20,8 +19,6 @@ __all__ = ["Explain", "has_execute_bit", "is_absent", "judge"]
 
 Explain = Callable[[Digest | None], Hint]
 """Gives the hint on a file from the digest that was found in it."""
-
-_ABSENT = {errno.ENOENT, errno.ENOTDIR}
 
 
 def judge(
@@ -66,7 +63,7 @@ def judge(
 
 def is_absent(error: OSError | None) -> bool:
     """Return whether an error says that nothing lies at a path."""
-    return error is not None and error.errno in _ABSENT
+    return isinstance(error, (FileNotFoundError, NotADirectoryError))
 
 
 def has_execute_bit(seen: Observation) -> bool:

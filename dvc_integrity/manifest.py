@@ -437,7 +437,7 @@ class ManifestBuilder:
             rev=self._rev,
             targets=self._targets,
             outs=tuple(self._outs),
-            trees=tuple(self._trees),
+            trees=_outermost(self._trees),
             blob=b"".join([run.blob for run in runs]),
             offsets=offsets,
             digests=_joined([run.digests for run in runs]).reshape(-1, DIGEST_BYTES),
@@ -510,6 +510,15 @@ class _Run:
             if inside:
                 folders.append(path)
         return self.take(sorted(rows)), folders
+
+
+def _outermost(folders: list[str]) -> tuple[str, ...]:
+    """Return folders without those that lie in another one."""
+    kept: list[str] = []
+    for folder in sorted(set(folders), key=lambda each: f"{each}/"):
+        if not (kept and folder.startswith(f"{kept[-1]}/")):
+            kept.append(folder)
+    return tuple(kept)
 
 
 def _joined(columns: list[NDArray[Scalar]]) -> NDArray[Scalar]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from dvc_integrity.durable import write_file
 from dvc_integrity.errors import StoreError, printable
+from dvc_integrity.hashing import read_file
 from dvc_integrity.report import Report
 
 __all__ = ["SCHEMA", "is_replaceable", "receipt", "write_receipt", "write_report"]
@@ -32,12 +33,12 @@ def receipt(report: Report) -> dict[str, Any]:
 
 def is_replaceable(path: str) -> bool:
     """Return whether nothing lies at a path, or an earlier receipt that may be overwritten."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            document = json.load(file)
-    except FileNotFoundError:
+    data, seen = read_file(path)
+    if isinstance(seen.error, (FileNotFoundError, NotADirectoryError)):
         return True
-    except (OSError, ValueError):
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
         return False
     return isinstance(document, dict) and str(document.get("schema", "")).startswith(FAMILY)
 

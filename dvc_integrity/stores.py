@@ -94,8 +94,8 @@ class Store(Protocol):
         A folder that cannot be listed comes with the error that says so.
         """
 
-    def listings(self, manifest: Manifest) -> Iterator[tuple[Out, Observation]]:
-        """Read and hash the listings of tracked folders, where they are kept as objects."""
+    def listings(self, manifest: Manifest) -> Iterator[tuple[Out, Callable[[], Observation]]]:
+        """Yield the folders whose listings are objects here, each with what reads and hashes it."""
 
     def explain(self, path: str, expected: Digest | None, found: Digest | None) -> Hint:
         """Say what is known about the cause of a difference."""
@@ -111,8 +111,8 @@ class Workspace:
     hints
         Explains differences; left behind when the store is pickled.
     ignored
-        Tells whether ``.dvcignore`` leaves a path (relative to the root) out; left behind
-        when the store is pickled.
+        Tells whether ``.dvcignore`` at a revision leaves a path (relative to the root) out;
+        left behind when the store is pickled.
     """
 
     name = "workspace"
@@ -123,7 +123,7 @@ class Workspace:
         root: str,
         *,
         hints: Hints | None = None,
-        ignored: Callable[[str], bool] | None = None,
+        ignored: Callable[[str, str], bool] | None = None,
     ) -> None:
         self.root = os.path.abspath(root)
         self._hints = hints
@@ -155,18 +155,21 @@ class Workspace:
         paths = (root + path for path in _paths_at(manifest, rows))
         return hash_files(paths, algorithm, jobs=jobs, cold=cold, meter=meter)
 
-    def listings(self, manifest: Manifest) -> Iterator[tuple[Out, Observation]]:  # noqa: ARG002 (the protocol)
+    def listings(self, manifest: Manifest) -> Iterator[tuple[Out, Callable[[], Observation]]]:  # noqa: ARG002 (the protocol)
         """Yield nothing: a listing is an object of the cache, not a file of the work tree."""
         return iter(())
 
     def extras(self, manifest: Manifest) -> Iterator[tuple[str, OSError | None]]:
         """Walk the folders that the manifest describes in full, as DVC walks them.
 
-        Links to folders are not followed, and what ``.dvcignore`` leaves out is no extra.
+        A link to a folder is followed only if the manifest lists files below it, and what
+        ``.dvcignore`` leaves out is no extra.
         """
         listed = _Listed(manifest)
         for tree in manifest.trees:
-            yield from self._extras_in(listed, os.fsencode(tree))
+            for path, error in self._unlisted(listed, os.fsencode(tree)):
+                if error or not (self._ignored and self._ignored(manifest.rev, path)):
+                    yield path, error
 
     def explain(self, path: str, expected: Digest | None, found: Digest | None) -> Hint:
         """Say what the links of the work tree and DVC's records tell about a difference."""
@@ -179,12 +182,12 @@ class Workspace:
             )
         return hint
 
-    def _extras_in(self, listed: _Listed, tree: bytes) -> Iterator[tuple[str, OSError | None]]:
+    def _unlisted(self, listed: _Listed, tree: bytes) -> Iterator[tuple[str, OSError | None]]:
         folders = [tree]
         while folders:
             folder = folders.pop()
             try:
-                files, inner = _list_folder(self.locate(folder), folder)
+                files, inner = self._list_folder(listed, folder)
             except FileNotFoundError:
                 continue  # its files are reported as missing, one by one
             except NotADirectoryError:
@@ -194,25 +197,26 @@ class Workspace:
                 yield os.fsdecode(folder), error
                 continue
             folders += inner
-            for path in map(os.fsdecode, listed.absent(files)):
-                if not (self._ignored and self._ignored(path)):
-                    yield path, None
+            for path in listed.absent(files):
+                yield os.fsdecode(path), None
 
+    def _list_folder(self, listed: _Listed, folder: bytes) -> tuple[list[bytes], list[bytes]]:
+        """Return the paths of the files and of the folders in a folder.
 
-def _list_folder(place: bytes, folder: bytes) -> tuple[list[bytes], list[bytes]]:
-    """Return the paths of the files and of the folders in ``place``; links to folders are neither.
-
-    DVC does not follow such a link, so what lies behind it is not tracked.
-    """
-    files, folders = [], []
-    with os.scandir(place) as entries:
-        for entry in entries:
-            path = folder + b"/" + entry.name
-            if entry.is_dir(follow_symlinks=False):
-                folders.append(path)
-            elif not _is_link_to_folder(entry):
-                files.append(path)
-    return files, folders
+        A link to a folder is neither, unless files are listed below it: DVC does not follow
+        such a link, so what lies behind it is not tracked.
+        """
+        files, folders = [], []
+        with os.scandir(self.locate(folder)) as entries:
+            for entry in entries:
+                path = folder + b"/" + entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(path)
+                elif not _is_link_to_folder(entry):
+                    files.append(path)
+                elif listed.is_folder(path):
+                    folders.append(path)
+        return files, folders
 
 
 def _is_link_to_folder(entry: os.DirEntry[bytes]) -> bool:
@@ -236,6 +240,10 @@ class _Listed:
         )
         self._rows = np.argsort(hashes, kind="stable")
         self._hashes = hashes[self._rows]
+
+    def is_folder(self, path: bytes) -> bool:
+        """Return whether the manifest lists files below a path."""
+        return bool(self._manifest.below(path))
 
     def absent(self, paths: list[bytes]) -> Iterator[bytes]:
         """Yield those of ``paths`` that the manifest does not list."""
@@ -341,11 +349,11 @@ class ObjectStore:
         """Yield nothing: a store holds the objects of many revisions."""
         return iter(())
 
-    def listings(self, manifest: Manifest) -> Iterator[tuple[Out, Observation]]:
-        """Read and hash the listing of each folder that this store is to have."""
+    def listings(self, manifest: Manifest) -> Iterator[tuple[Out, Callable[[], Observation]]]:
+        """Yield the folders that this store is to have, each with what reads its listing."""
         for out in manifest.outs:
             if out.directory and out.digest and self.holds(out):
-                yield out, self._observe_object(out.digest, listing=True)
+                yield out, partial(self._observe_object, out.digest, listing=True)
 
     def explain(self, path: str, expected: Digest | None, found: Digest | None) -> Hint:  # noqa: ARG002 (the protocol)
         """Say nothing: nobody writes to an object once it has its name."""

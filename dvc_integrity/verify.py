@@ -74,7 +74,7 @@ def verify(
     findings = [
         *_unverifiable(manifest, rows, coverage),
         *_extras(manifest, store),
-        *_listings(manifest, store, coverage),
+        *_listings(manifest, store),
     ]
     for algorithm in Algorithm:
         chosen = np.intersect1d(rows, manifest.rows(algorithm), assume_unique=True)
@@ -186,12 +186,14 @@ def _out_of(manifest: Manifest, path: str) -> str:
     return path
 
 
-def _listings(manifest: Manifest, store: Store, coverage: Coverage) -> Iterator[Finding]:
+def _listings(manifest: Manifest, store: Store) -> Iterator[Finding]:
     """Judge the listings themselves, where the store keeps them as objects."""
-    for out, seen in store.listings(manifest):
-        _count(coverage, seen)
+    for out, observe in store.listings(manifest):
         entry = Entry(out.path, out.digest, None, executable=False, out=out.path)
-        finding = judge(entry, seen, None, lambda _: Hint(), immutable=True)
+        first = observe()
+        good = out.digest is not None and first.digest == out.digest.value
+        second = None if good or is_absent(first.error) else observe()
+        finding = judge(entry, first, second, lambda _: Hint(), immutable=True)
         if finding is not None:
             yield replace(finding, detail=f"the folder's listing; {finding.detail}".rstrip("; "))
 

@@ -49,9 +49,24 @@ EVIDENCE = {"rehashed", "attested", "reused", "unread"}
 OSC = "\x1b]0;owned\x07"
 """Sets a terminal's title if it gets there raw; no style of ours looks like it."""
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
+WITHOUT_OVERRIDE = ("setpriv", "--bounding-set=-dac_override,-dac_read_search", "--")
+"""Goes before a command so that permissions hold for it although root runs it."""
+
+
+def works(*command: str) -> bool:
+    """Return whether this machine has a program and lets it do its work."""
+    if shutil.which(command[0]) is None:
+        return False
+    return 0 == subprocess.run(command, capture_output=True, check=False).returncode
+
+
+needs_mounts = pytest.mark.skipif(
+    not works("unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"),
+    reason="a disk of its own takes the right to mount",
+)
 needs_strace = pytest.mark.skipif(
-    shutil.which("strace") is None, reason="errors of the disk are injected with strace"
+    not works("strace", "-qq", "-o", os.devnull, "true"),
+    reason="errors of the disk are injected with strace",
 )
 
 
@@ -148,9 +163,9 @@ def without_override() -> tuple[str, ...]:
     """Return what goes before a command so that permissions hold for it, also for root."""
     if os.geteuid() != 0:
         return ()
-    if shutil.which("setpriv") is None:
-        pytest.skip("root reads everything, and there is no setpriv to take that away")
-    return ("setpriv", "--bounding-set=-dac_override,-dac_read_search", "--")
+    if not works(*WITHOUT_OVERRIDE, "true"):
+        pytest.skip("root reads everything here, and that cannot be taken away")
+    return WITHOUT_OVERRIDE
 
 
 @contextlib.contextmanager
@@ -313,6 +328,22 @@ def test_wrong_usage_is_status_2(run: Run, arguments: list[str]) -> None:
 def test_an_empty_value_is_wrong_usage(run: Run, option: str) -> None:
     """An unset shell variable never silently means HEAD, or no receipt."""
     assert 2 == run("verify", option, "").status
+
+
+@pytest.mark.usefixtures("tracked")
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["plain", "json"])
+def test_the_unforeseen_is_never_told_as_damage(
+    run: Run, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    """An error that nobody thought of is status 3 with a message, in the document too."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("out of the blue")
+
+    monkeypatch.setattr("dvc_integrity.repository.Repository.manifest", fail)
+    outcome = run("verify", *options)
+    assert 3 == outcome.status
+    assert "out of the blue" in (outcome.document["message"] if options else outcome.err)
 
 
 def test_help_and_version_are_status_0(run: Run) -> None:
@@ -1121,6 +1152,41 @@ def test_metadata_that_is_broken_in_the_work_tree_alone_does_not_matter(
     assert {"data/a.bin", "one.txt"} == set(outcome.found)
 
 
+def test_an_uncommitted_dvcignore_hides_nothing(tracked: Project, run: Run) -> None:
+    """What is ignored is part of the commit: a line in the work tree makes no file vanish."""
+    (tracked.root / "data/new.bin").write_bytes(b"new")
+    tracked.write({".dvcignore": b"new.bin\n"})
+    outcome = run("verify", "--json")
+    assert (1, {"data/new.bin": "extra"}) == (outcome.status, outcome.found)
+    assert 0 == run("verify", "--rev", "workspace").status
+    tracked.commit("ignored")
+    assert 0 == run("verify").status
+    (tracked.root / ".dvcignore").unlink()
+    assert 0 == run("verify").status
+
+
+@pytest.mark.parametrize("rev", ["HEAD", "workspace"])
+def test_a_link_to_itself_hides_no_metadata(tracked: Project, run: Run, rev: str) -> None:
+    """A broken thing beside a `.dvc` file does not make the file vanish."""
+    tracked.add("deep/two.txt", {"deep/two.txt": b"two"})
+    tracked.commit("two")
+    (tracked.root / "deep/loop").symlink_to("loop")
+    faults.flip_bit(tracked.root / "deep/two.txt")
+    outcome = run("verify", "--rev", rev, "--json")
+    assert (1, {"deep/two.txt": "corrupt"}) == (outcome.status, outcome.found)
+
+
+@pytest.mark.parametrize("place", [".dvcignore", "dvc.yaml", "data.dvc", "deep/x.dvc"])
+def test_a_fifo_in_place_of_metadata_never_hangs(tracked: Project, place: str) -> None:
+    """The work tree's metadata serves as a hint at most: damage is found all the same."""
+    (tracked.root / "deep").mkdir()
+    (tracked.root / place).unlink(missing_ok=True)
+    os.mkfifo(tracked.root / place)
+    faults.delete(tracked.root / "data/a.bin")
+    outcome = program("verify", "--json")
+    assert (1, {"data/a.bin": "missing"}) == (outcome.status, outcome.found)
+
+
 def git_object(project: Project, name: str) -> Path:
     """Return where Git keeps an object as a file of its own."""
     sha = project.git("rev-parse", name)
@@ -1271,7 +1337,7 @@ def test_a_disk_that_fails_to_read_is_status_3(tracked: Project, tmp_path: Path)
     assert "INJECTED" in (tmp_path / "trace").read_text()
 
 
-@needs_root
+@needs_mounts
 def test_a_full_disk_leaves_the_old_receipt(tracked: Project, run: Run) -> None:
     """No space for the receipt: status 3, its name, the old bytes, and no temporary file."""
     assert 0 == run("verify", "one.txt", "--receipt", "old.json").status
@@ -1289,7 +1355,7 @@ def test_a_full_disk_leaves_the_old_receipt(tracked: Project, run: Run) -> None:
     assert "filler\nr.json\n" == (tracked.root / "after").read_text()
 
 
-@needs_root
+@needs_mounts
 def test_damage_is_told_also_if_the_disk_is_full(tracked: Project) -> None:
     """Damage wins over a receipt that cannot be written, and the document stays one."""
     (tracked.root / "full").mkdir()
@@ -1325,7 +1391,7 @@ def test_a_reader_that_went_away_is_no_traceback(tracked: Project, options: list
     assert "1\n" == (tracked.root / "status").read_text()
 
 
-@needs_root
+@needs_mounts
 @pytest.mark.usefixtures("tracked")
 def test_a_read_only_project_is_verified() -> None:
     """Reading needs no write permission anywhere; a receipt does, and says so."""
@@ -1344,6 +1410,16 @@ def test_a_folder_without_write_permission_gets_no_receipt(tracked: Project) -> 
         outcome = program("verify", "--receipt", "r.json", before=without_override())
     assert 3 == outcome.status
     assert "'r.json' could not be written: Permission denied" in outcome.err
+
+
+@pytest.mark.usefixtures("tracked")
+def test_a_fifo_in_place_of_the_receipt_never_hangs() -> None:
+    """A receipt is a file; a FIFO, a device or the like is refused unread."""
+    os.mkfifo("fifo")
+    for receipt in ("fifo", "/dev/null"):
+        outcome = program("verify", "--receipt", receipt)
+        assert 2 == outcome.status
+        assert f"'{receipt}'" in outcome.err
 
 
 def test_a_folder_in_place_of_the_receipt_is_told(tracked: Project, run: Run) -> None:

@@ -443,6 +443,7 @@ class Failing(MemoryFileSystem):
     cachable = False
 
     def open(self, *_: object, **__: object) -> object:
+        """Fail, whatever is asked for."""
         raise self.error
 
 

@@ -19,8 +19,7 @@ from typing import Any
 
 from dvc.config import Config
 from dvc.exceptions import DvcException, NotDvcRepoError
-from dvc.fs import LocalFileSystem, get_cloud_fs, localfs
-from dvc.ignore import DvcIgnoreFilter
+from dvc.fs import LocalFileSystem, get_cloud_fs
 from dvc.repo import Repo
 from dvc.scm import SCM, NoSCM, SCMError, resolve_rev
 from scmrepo.exceptions import SCMError as GitError
@@ -108,6 +107,7 @@ class Repository:
         Each access gives a store that looks up causes afresh; within one, what it looked up
         stays.
         """
+        self._viewed.pop(WORKSPACE, None)
         causes = Causes(self.root, self._config, _Recorded(self), self._cache_path)
         return Workspace(self.root, hints=causes, ignored=self._is_ignored)
 
@@ -402,12 +402,16 @@ class Repository:
             f"a tag or a SHA that 'git log' shows (shallow clones have few)."
         )
 
-    def _is_ignored(self, path: str) -> bool:
-        return bool(self._ignore.is_ignored_file(os.path.join(self.root, path)))
+    def _is_ignored(self, rev: str, path: str) -> bool:
+        """Return whether ``.dvcignore`` leaves a path out: what is ignored is committed, too."""
+        if rev not in self._viewed:
+            self._viewed[rev] = self._repo_at(rev)
+        repo = self._viewed[rev]
+        return bool(repo.dvcignore.is_ignored_file(os.path.join(repo.root_dir, path)))
 
     @cached_property
-    def _ignore(self) -> DvcIgnoreFilter:
-        return DvcIgnoreFilter(localfs, self.root)
+    def _viewed(self) -> dict[str, Repo]:
+        return {}
 
 
 def _choose(

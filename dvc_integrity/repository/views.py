@@ -86,13 +86,20 @@ class _WorkTreeFiles(_Rooted):
         with os.scandir(self._place(path)) as entries:
             for entry in entries:
                 folder = entry.is_dir(follow_symlinks=False)
-                if (entry.is_file() or folder) and not self._is_ignored(entry.path, folder):
+                if (folder or _is_file(entry)) and not self._is_ignored(entry.path, folder):
                     listed.append(f"{path.rstrip('/')}/{entry.name}")
         return [self.info(name) for name in listed] if detail else listed
 
     def _is_ignored(self, place: str, folder: bool) -> bool:
         ignores = getattr(self._scm, "is_ignored", None)  # a project without Git ignores nothing
         return bool(ignores and ignores(f"{place}{os.sep}" if folder else place))
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link in a circle is no file, and must not hide the others
+        return False
 
 
 class ViewedRepo(Repo):  # type: ignore[misc]  # DVC's types are not followed
