@@ -150,9 +150,8 @@ def _store(repository: Repository, name: str) -> Store:
         return repository.cache
     if name == "remote" or name.startswith("remote:"):
         return repository.remote(name.partition(":")[2] or None)
-    raise click.BadParameter(
-        f"'{printable(name)}' is none of workspace, cache, remote, remote:NAME",
-        param_hint="--store",
+    raise RepositoryError(
+        f"There is no store '{printable(name)}': choose workspace, cache, remote or remote:NAME."
     )
 
 

@@ -314,7 +314,7 @@ def test_what_cannot_be_told_is_not_handed_out(
 def test_a_reader_survives_a_pickle(root: Path) -> None:
     """A reader that was pickled reads the same, and left what knows DVC behind."""
     store = Workspace(
-        os.fspath(root), hints=lambda *_: Hint(), ignored=lambda _: True
+        os.fspath(root), hints=lambda *_: Hint(), ignored=lambda *_: True
     )  # lambdas cannot be pickled
     reader = pickle.loads(pickle.dumps(di.Reader(manifest_of(FILES), store)))
     assert b"alpha" == reader.read("data/a")

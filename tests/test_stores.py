@@ -233,7 +233,7 @@ def test_a_pickled_workspace_leaves_its_knowledge_of_dvc_behind(tmp_path: Path) 
     store = Workspace(
         os.fspath(tmp_path),
         hints=lambda *_: Hint(detail="known"),  # a lambda cannot be pickled
-        ignored=lambda _: True,
+        ignored=lambda *_: True,
     )
     again = pickle.loads(pickle.dumps(store))
     assert store.root == again.root
@@ -271,8 +271,9 @@ def test_what_dvcignore_leaves_out_is_no_extra(tmp_path: Path) -> None:
     write(tmp_path / "data", FILES | {"x.tmp": b"", "sub/y.tmp": b"", "z": b""})
     asked = []
 
-    def ignored(path: str) -> bool:
+    def ignored(rev: str, path: str) -> bool:
         asked.append(path)
+        assert rev == manifest_of(FILES).rev
         return path.endswith(".tmp")
 
     assert ["data/z"] == extras(tmp_path, manifest_of(FILES), ignored=ignored)
@@ -409,7 +410,8 @@ def test_listings_are_observed_as_objects(kind: str, tmp_path: Path) -> None:
     """The listing of each folder that the store is to have comes with what its bytes hash to."""
     store = CASES[kind](tmp_path, FILES).store
     manifest = manifest_of(FILES)
-    ((out, seen),) = store.listings(manifest)
+    ((out, observe),) = store.listings(manifest)
+    seen = observe()
     assert manifest.outs == (out,)
     assert out.digest
     assert (out.digest.value, len(listing(FILES)), None) == (seen.digest, seen.size, seen.error)
@@ -432,7 +434,7 @@ def test_a_store_is_opened_when_it_is_needed_and_once(tmp_path: Path) -> None:
     manifest = manifest_of(FILES)
     for _ in range(3):
         list(store.observe(manifest, rows_of(manifest), Algorithm.MD5))
-        list(store.listings(manifest))
+        [observe() for _, observe in store.listings(manifest)]
     assert [1] == calls
 
 
@@ -460,7 +462,8 @@ def test_an_object_that_cannot_be_read_is_a_value() -> None:
     store = failing(PermissionError(errno.EACCES, "Forbidden"))
     seen = list(store.observe(manifest, rows_of(manifest), Algorithm.MD5))
     assert [errno.EACCES] * 4 == [each.error and each.error.errno for each in seen]
-    ((_, listed),) = store.listings(manifest)
+    ((_, observe),) = store.listings(manifest)
+    listed = observe()
     assert Observation(None, 0, None, None, listed.error) == listed
 
 
@@ -471,7 +474,7 @@ def test_a_remote_that_fails_in_its_own_way_is_a_store_error() -> None:
     with pytest.raises(StoreError, match=r"remote:far.*token \\x1b\[31m expired"):
         list(store.observe(manifest, rows_of(manifest), Algorithm.MD5))
     with pytest.raises(StoreError, match="remote:far"):
-        list(store.listings(manifest))
+        [observe() for _, observe in store.listings(manifest)]
     assert [] == [each.name for each in threading.enumerate() if "dvc-integrity" in each.name]
 
 
@@ -486,7 +489,7 @@ def test_a_store_that_cannot_be_opened_is_a_store_error() -> None:
     with pytest.raises(StoreError, match="cannot be used"):
         list(store.observe(manifest, rows_of(manifest), Algorithm.MD5))
     with pytest.raises(StoreError, match="cannot be used"):
-        list(store.listings(manifest))
+        [observe() for _, observe in store.listings(manifest)]
 
 
 def test_a_special_file_in_the_cache_never_blocks(tmp_path: Path) -> None:
@@ -503,5 +506,6 @@ def test_a_special_file_in_the_cache_never_blocks(tmp_path: Path) -> None:
         os.mkfifo(place)
     seen = next(case.store.observe(manifest, rows_of(manifest), Algorithm.MD5))
     assert isinstance(seen.error, OSError)
-    ((_, listed),) = case.store.listings(manifest)
+    ((_, observe),) = case.store.listings(manifest)
+    listed = observe()
     assert isinstance(listed.error, OSError)
