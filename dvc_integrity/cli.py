@@ -10,6 +10,8 @@ once; those imports carry PLC0415 for that reason.
 from __future__ import annotations
 
 import atexit
+import contextlib
+import hashlib
 import io
 import json
 import os
@@ -26,11 +28,13 @@ if TYPE_CHECKING:
     from dvc_integrity.manifest import Manifest
     from dvc_integrity.report import Report
     from dvc_integrity.repository import Repository
-    from dvc_integrity.stores import Store
 
 __all__ = ["main"]
 
 CLEAN, DAMAGED, USAGE, UNKNOWN, INTERRUPTED = 0, 1, 2, 3, 130
+
+LONGEST_STEM = 100
+"""Characters of a receipt's name that its report keeps: file systems bound names."""
 
 ERROR_SCHEMA = "dvc-integrity/error/1"
 
@@ -39,14 +43,20 @@ _STATUS = {"clean": CLEAN, "damaged": DAMAGED, "incomplete": UNKNOWN}
 
 def main() -> None:
     """Run the command line and end the process with its exit status."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (for the whole process)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name may not fit the locale
     try:
         status = commands(standalone_mode=False)
     except click.ClickException as error:
-        error.show()
-        status = error.exit_code
+        if "--json" in sys.argv:
+            status = _fail(RepositoryError(error.format_message()), as_json=True)
+        else:
+            error.show()
+            status = error.exit_code
     except (KeyboardInterrupt, click.Abort):
         click.echo("Interrupted; nothing was changed.", err=True)
         status = INTERRUPTED
@@ -135,32 +145,25 @@ def _verified(
     from dvc_integrity.verify import verify as hold  # noqa: PLC0415
 
     repository = Repository()
-    store = _store(repository, store_name)
+    store = repository.store(store_name)
     manifest = repository.manifest(*targets, rev=rev, all_outs=all_outs)
     if receipt is not None:
         _refuse_receipt(repository, manifest, receipt)
-    with show_progress(len(manifest), manifest.total_bytes, quiet=quiet) as meter:
+    held = manifest.of(store.holds)
+    with show_progress(len(held), held.total_bytes, quiet=quiet) as meter:
         return hold(manifest, store, jobs=jobs, cold=cold, meter=meter), repository
-
-
-def _store(repository: Repository, name: str) -> Store:
-    if name == "workspace":
-        return repository.workspace
-    if name == "cache":
-        return repository.cache
-    if name == "remote" or name.startswith("remote:"):
-        return repository.remote(name.partition(":")[2] or None)
-    raise RepositoryError(
-        f"There is no store '{printable(name)}': choose workspace, cache, remote or remote:NAME."
-    )
 
 
 def _refuse_receipt(repository: Repository, manifest: Manifest, receipt: str) -> None:
     """Refuse to write over data that DVC tracks, or over any file that is no receipt."""
     from dvc_integrity.receipt import is_replaceable  # noqa: PLC0415
+    from dvc_integrity.repository import WORKSPACE  # noqa: PLC0415
 
-    out = repository.out_at(receipt, manifest.rev)
-    if out and (out.directory or out.source):
+    place = os.path.realpath(receipt)
+    for rev in (manifest.rev, WORKSPACE):
+        out = repository.out_at(place, rev)
+        if out is None or not (out.directory or out.source):
+            continue
         raise RepositoryError(
             f"The receipt '{printable(receipt)}' would lie in '{printable(out.path)}', which DVC "
             f"tracks. Name a file elsewhere, for example 'receipts/data.json'."
@@ -193,7 +196,9 @@ def _write(repository: Repository, report: Report, receipt: str) -> None:
     from dvc_integrity.receipt import write_receipt, write_report  # noqa: PLC0415
 
     write_receipt(report, receipt)
-    name = os.path.relpath(os.path.realpath(receipt), repository.root).replace(os.sep, "-")
+    place = os.path.relpath(os.path.realpath(receipt), repository.root)
+    stem = os.path.splitext(os.path.basename(place))[0][:LONGEST_STEM]
+    name = f"{stem}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:12]}.json"
     write_report(report, os.path.join(repository.root, ".dvc", "tmp", "integrity", "reports", name))
 
 
@@ -216,7 +221,9 @@ def _fail(error: IntegrityError, *, as_json: bool) -> int:
             "message": str(error),
             "exit_status": status,
         }
-        click.echo(json.dumps(document, indent=2))
+        text = json.dumps(document, indent=2)
     else:
-        click.echo(f"dvc-integrity: {error}", err=True)
+        text = f"dvc-integrity: {error}"
+    with contextlib.suppress(OSError):  # nobody listens; the exit status still tells
+        click.echo(text, err=not as_json)
     return status

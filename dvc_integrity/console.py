@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -85,6 +85,11 @@ def print_report(report: Report, *, verbose: bool, quiet: bool) -> None:
     if quiet and report.ok:
         return
     console.print(_summary(report))
+    if report.left_out:
+        names = " ".join(map(printable, report.left_out))
+        console.print(
+            f"left out, because the {report.store} is not to have it: {names}", markup=False
+        )
     if verbose:
         console.print(f"manifest {report.manifest.digest}", markup=False)
     for line in _advice(report):
@@ -148,13 +153,13 @@ def _lines(meter: Meter, files: int) -> Iterator[None]:
 
 
 @contextmanager
-def _repeated(action: object, seconds: float) -> Iterator[None]:
+def _repeated(action: Callable[[], None], seconds: float) -> Iterator[None]:
     """Call ``action`` on a thread every so many seconds until the block ends."""
     done = threading.Event()
 
     def run() -> None:
         while not done.wait(seconds):
-            action()  # type: ignore[operator]
+            action()
 
     thread = threading.Thread(target=run, name="dvc-integrity-progress", daemon=True)
     thread.start()
@@ -207,7 +212,9 @@ def _summary(report: Report) -> Text:
         f"{read:,} of {report.manifest.files:,} files re-hashed ({size}) in {report.seconds:.1f} s",
         *(f"{count:,} {status.value}" for status, count in counts.items() if count),
     ]
-    rest = f": {report.store} at {report.rev[:12]}, {', '.join(parts)}"
+    committed = report.rev != "workspace"
+    at = f"at {report.rev[:12]}" if committed else "by the metadata in the work tree"
+    rest = f": {report.store} {at}, {', '.join(parts)}"
     return Text.assemble((report.verdict.value, _VERDICT_STYLES[report.verdict]), rest)
 
 
@@ -240,7 +247,9 @@ def _advice_on_files(findings: tuple[Finding, ...], kinds: set[Status]) -> Itera
         yield (
             "Corrupt: nothing wrote these files, yet their bytes differ. DVC will not notice. Move "
             "the bad file aside (keep it: it shows what went wrong), run 'dvc checkout' or 'dvc "
-            "pull' for a good copy, and verify again. Then look at the disk and the memory."
+            "pull' for a good copy, and verify again. If it is named again, the cache is damaged "
+            "too: 'dvc-integrity verify --store cache' names the object; move that aside as well "
+            "and 'dvc pull'. Then look at the disk and the memory."
         )
 
 

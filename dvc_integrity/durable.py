@@ -25,8 +25,9 @@ def write_file(path: str, data: bytes) -> None:
         If the disk is full, the folder read-only, …: the old file is then still there,
         untouched, and no temporary file is left.
     """
-    folder = os.path.dirname(os.path.abspath(path))
-    os.makedirs(folder, exist_ok=True)
+    path = os.path.realpath(path)  # a link stays, and what it points to is replaced
+    folder = os.path.dirname(path)
+    _make_folder(folder)
     temporary = os.path.join(folder, f".{os.path.basename(path)}.{secrets.token_hex(8)}.tmp")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     descriptor = os.open(temporary, flags, NEW_FILE_MODE)
@@ -41,6 +42,15 @@ def write_file(path: str, data: bytes) -> None:
             os.unlink(temporary)
         raise
     _sync_folder(folder)
+
+
+def _make_folder(folder: str) -> None:
+    """Make a folder and those on the way to it, each durably."""
+    if os.path.isdir(folder):
+        return
+    _make_folder(os.path.dirname(folder))
+    os.makedirs(folder, exist_ok=True)  # another process may be as fast
+    _sync_folder(os.path.dirname(folder))
 
 
 def _sync_folder(folder: str) -> None:

@@ -12,10 +12,9 @@ from collections.abc import Callable
 from dvc_integrity.digest import Digest
 from dvc_integrity.hashing import Observation, SpecialFileError
 from dvc_integrity.manifest import Entry
-from dvc_integrity.report import Finding, Status
-from dvc_integrity.stores import Hint
+from dvc_integrity.report import Finding, Hint, Status
 
-__all__ = ["Explain", "has_execute_bit", "is_absent", "judge"]
+__all__ = ["Explain", "has_execute_bit", "is_absent", "is_expected", "judge"]
 
 Explain = Callable[[Digest | None], Hint]
 """Gives the hint on a file from the digest that was found in it."""
@@ -54,7 +53,7 @@ def judge(
         return _judge_error(entry, seen.error, explain, immutable)
     if not seen.stable:
         return _finding(entry, seen, Status.UNSTABLE, "it changed while it was read, twice")
-    if seen.digest == _value(entry):
+    if is_expected(entry, seen):
         return _judge_good_bytes(entry, first, seen, immutable)
     hint = explain(_digest(entry, seen))
     status = Status.CORRUPT if immutable or hint.written is False else Status.MODIFIED
@@ -64,6 +63,15 @@ def judge(
 def is_absent(error: OSError | None) -> bool:
     """Return whether an error says that nothing lies at a path."""
     return isinstance(error, (FileNotFoundError, NotADirectoryError))
+
+
+def is_expected(entry: Entry, seen: Observation) -> bool:
+    """Return whether the bytes that were read have the committed digest, and size if known.
+
+    DVC 2's hash does not see a CRLF that became LF; the size does.
+    """
+    same_size = entry.size is None or entry.size == seen.size
+    return entry.digest is not None and entry.digest.value == seen.digest and same_size
 
 
 def has_execute_bit(seen: Observation) -> bool:
@@ -123,10 +131,6 @@ def _finding(
         adopted=hint.adopted if hint else False,
         detail=detail,
     )
-
-
-def _value(entry: Entry) -> bytes | None:
-    return entry.digest.value if entry.digest else None
 
 
 def _digest(entry: Entry, seen: Observation) -> Digest | None:

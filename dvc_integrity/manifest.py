@@ -18,8 +18,9 @@ import posixpath
 import re
 from array import array
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from io import BytesIO
 from itertools import chain, pairwise
 from operator import lt
@@ -104,6 +105,8 @@ class Out:
         The file that holds its hash, relative to the DVC root.
     unverifiable
         Why files of this output have no content hash to be held to; None if all have one.
+    external
+        Whether it lies outside of the project: then it has no entries.
     """
 
     path: str
@@ -117,9 +120,10 @@ class Out:
     push: bool = True
     defined_in: str = ""
     unverifiable: str | None = None
+    external: bool = False
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)  # no slots: they leave no place for what is cached
 class Manifest:
     """What the files of some outputs must be at a revision; built by ``ManifestBuilder``.
 
@@ -157,7 +161,6 @@ class Manifest:
     sizes: NDArray[np.int64]
     kinds: NDArray[np.uint8]
     out_index: NDArray[np.int32]
-    _digest: list[str] = field(default_factory=list, repr=False)
 
     SCHEMA = "dvc-integrity/manifest/1"
 
@@ -230,15 +233,34 @@ class Manifest:
                 return None
         return total
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256, in hexadecimal, of the canonical text (see ``canonical_text``)."""
-        if not self._digest:
-            hasher = hashlib.sha256()
-            for piece in self.canonical_text():
-                hasher.update(piece)
-            self._digest.append(hasher.hexdigest())
-        return self._digest[0]
+        hasher = hashlib.sha256()
+        for piece in self.canonical_text():
+            hasher.update(piece)
+        return hasher.hexdigest()
+
+    def of(self, wanted: Callable[[Out], bool]) -> Manifest:
+        """Return the manifest of some of the outputs alone."""
+        kept = [index for index, out in enumerate(self.outs) if wanted(out)]
+        if len(kept) == len(self.outs):
+            return self
+        rows = np.flatnonzero(np.isin(self.out_index, kept))
+        run = _Run.of(self).take(rows.tolist())
+        outs = tuple(self.outs[index] for index in kept)
+        paths = {out.path for out in outs}
+        return replace(
+            self,
+            outs=outs,
+            trees=tuple(tree for tree in self.trees if _ancestor(tree, paths) is not None),
+            blob=run.blob,
+            offsets=_offsets(run.lengths),
+            digests=run.digests.reshape(-1, DIGEST_BYTES),
+            sizes=run.sizes,
+            kinds=run.kinds,
+            out_index=np.searchsorted(kept, self.out_index[rows]).astype(np.int32),
+        )
 
     def canonical_text(self) -> Iterator[bytes]:
         r"""Yield the text that ``digest`` is taken over, in pieces.
@@ -343,12 +365,11 @@ class ManifestBuilder:
         self._outs: list[Out] = []
         self._trees: list[str] = []
         self._runs: list[tuple[_Run, int]] = []
-        self._folders: set[bytes] = set()
+        self._folders = array("q")  # hashes of the folders on the way to each path
 
     def add_out(self, out: Out) -> None:
         """Begin an output."""
         self._outs.append(out)
-        _note_folders([os.fsencode(out.path)], b"", self._folders)
 
     def add_tree(self, path: str) -> None:
         """Declare that every file in a folder is listed: any other file there is extra."""
@@ -366,11 +387,8 @@ class ManifestBuilder:
         """
         name = os.fsencode(path)
         out = self._outs[-1]
-        if digest is not None or path != out.path:  # an external output's own path is only a label
-            _refuse_unsafe([name], out)
-            _note_folders([name], b"", self._folders)
-        elif b"\0" in name:
-            raise _bad_listing(out, f"the path '{printable(path)}' holds NUL")
+        _refuse_unsafe([name], out)
+        _note_folders([name], b"", self._folders)
         if size is not None and not 0 <= size < LARGEST_SIZE:
             raise _bad_listing(out, f"{size} is not the size of '{printable(path)}'")
         kind = (_CODES[digest.algorithm] if digest else 0) | (_EXECUTABLE_BIT if executable else 0)
@@ -410,8 +428,6 @@ class ManifestBuilder:
             run = _read_run(chunks, algorithm, out, self._folders)
         except (ValueError, RecursionError) as error:
             raise _bad_listing(out, str(error)) from error
-        if len(run.lengths):
-            self._folders.add(os.fsencode(out.path))
         if only:
             wanted = [os.fsencode(f"{out.path}/{path}") for path in only]
             run, folders = run.select(wanted)
@@ -431,15 +447,13 @@ class ManifestBuilder:
         ordered = sorted(self._runs, key=lambda each: each[0].first) or [(_Run.empty(), 0)]
         runs = [run for run, _ in ordered]
         _refuse_overlaps(self._outs, runs)
-        offsets = np.zeros(sum(len(run.lengths) for run in runs) + 1, dtype=np.int64)
-        np.cumsum(_joined([run.lengths for run in runs]), out=offsets[1:])
         manifest = Manifest(
             rev=self._rev,
             targets=self._targets,
             outs=tuple(self._outs),
             trees=_outermost(self._trees),
             blob=b"".join([run.blob for run in runs]),
-            offsets=offsets,
+            offsets=_offsets(_joined([run.lengths for run in runs])),
             digests=_joined([run.digests for run in runs]).reshape(-1, DIGEST_BYTES),
             sizes=_joined([run.sizes for run in runs]),
             kinds=_joined([run.kinds for run in runs]),
@@ -448,12 +462,7 @@ class ManifestBuilder:
                 [len(run.lengths) for run in runs],
             ),
         )
-        for folder in self._folders:
-            if manifest.find(folder) is not None:
-                raise ManifestError(
-                    f"The committed metadata lists '{printable(folder)}' both as a file and as a "
-                    f"folder. Such a listing was not written by DVC; track the data again."
-                )
+        _refuse_files_that_are_folders(manifest, self._folders)
         return manifest
 
     def _add_run(self, run: _Run) -> None:
@@ -470,6 +479,16 @@ class _Run:
     digests: NDArray[np.uint8]
     sizes: NDArray[np.int64]
     kinds: NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> _Run:
+        return cls(
+            blob=manifest.blob,
+            lengths=np.diff(manifest.offsets),
+            digests=manifest.digests,
+            sizes=manifest.sizes,
+            kinds=manifest.kinds,
+        )
 
     @classmethod
     def empty(cls) -> _Run:
@@ -526,7 +545,7 @@ def _joined(columns: list[NDArray[Scalar]]) -> NDArray[Scalar]:
     return columns[0] if len(columns) == 1 else np.concatenate(columns)
 
 
-def _read_run(chunks: deque[bytes], algorithm: Algorithm, out: Out, folders: set[bytes]) -> _Run:
+def _read_run(chunks: deque[bytes], algorithm: Algorithm, out: Out, folders: array[int]) -> _Run:
     """Read a proven listing into columns; note in ``folders`` each folder that it implies."""
     prefix = os.fsencode(out.path) + b"/"
     blob, digests = BytesIO(), BytesIO()  # these grow, and give up their bytes, without a copy
@@ -562,12 +581,12 @@ def _read_run(chunks: deque[bytes], algorithm: Algorithm, out: Out, folders: set
 
 def _refuse_overlaps(outs: list[Out], runs: list[_Run]) -> None:
     """Refuse outputs that share a path or lie inside each other."""
-    paths = {out.path for out in outs}
-    for path in paths:
-        around = posixpath.dirname(path)
-        while around and around not in paths and around != posixpath.dirname(around):
-            around = posixpath.dirname(around)
-        if around in paths:
+    paths: set[str] = set()
+    inside = [out.path for out in outs if not out.external]
+    for path in sorted(inside):  # what lies around a path comes before it
+        around = _ancestor(path, paths)
+        paths.add(path)
+        if around is not None:
             raise ManifestError(
                 f"The output '{printable(path)}' lies inside the output '{printable(around)}'. Let "
                 f"every file belong to one output only."
@@ -578,6 +597,41 @@ def _refuse_overlaps(outs: list[Out], runs: list[_Run]) -> None:
                 f"'{printable(following.first)}' is tracked twice, or inside another output "
                 f"(beside '{printable(run.last)}'). Let every file belong to one output only."
             )
+
+
+def _ancestor(path: str, paths: set[str]) -> str | None:
+    """Return the path itself, or the nearest folder around it, that is one of ``paths``."""
+    while path and path not in paths:
+        path = posixpath.dirname(path)
+    return path or None
+
+
+def _refuse_files_that_are_folders(manifest: Manifest, folders: array[int]) -> None:
+    """Refuse a path that is listed as a file while others lie below it.
+
+    Hashes find candidates in little memory; the paths themselves decide.
+    """
+    if not folders:
+        return
+    names = chain.from_iterable(
+        manifest.paths(start, min(start + _TEXT_ROWS, len(manifest)))
+        for start in range(0, len(manifest), _TEXT_ROWS)
+    )
+    hashes = np.fromiter(map(hash, names), np.int64, len(manifest))
+    for row in np.flatnonzero(np.isin(hashes, np.frombuffer(folders, np.int64))).tolist():
+        path = manifest.path(row)
+        if manifest.below(path):
+            raise ManifestError(
+                f"The committed metadata lists '{printable(path)}' both as a file and as a folder. "
+                f"Such a listing was not written by DVC; track the data again."
+            )
+
+
+def _offsets(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return where each path begins, and where the last one ends."""
+    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
 
 
 def _refuse_unsafe(names: list[bytes], out: Out) -> None:
@@ -630,13 +684,17 @@ def _folded_hash(name: bytes) -> int:
     return hash(name.lower()) if name.isascii() else hash(os.fsencode(_folded(name)))
 
 
-def _note_folders(names: list[bytes], prefix: bytes, folders: set[bytes]) -> None:
-    """Add every folder on the way to ``names``."""
-    for folder in {name.rpartition(b"/")[0] for name in names}:
-        current = folder
-        while current and prefix + current not in folders:
-            folders.add(prefix + current)
-            current = current.rpartition(b"/")[0]
+def _note_folders(names: list[bytes], prefix: bytes, folders: array[int]) -> None:
+    """Add the hash of every folder on the way to ``names``; those in a row once."""
+    previous = b""
+    for name in names:
+        folder = name.rpartition(b"/")[0]
+        if folder == previous:
+            continue
+        previous = folder
+        while folder:
+            folders.append(hash(prefix + folder))
+            folder = folder.rpartition(b"/")[0]
 
 
 def _bad_listing(out: Out, why: str) -> ManifestError:

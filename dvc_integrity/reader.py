@@ -14,11 +14,11 @@ from collections.abc import Iterable
 from typing import BinaryIO
 
 from dvc_integrity.errors import ManifestError, printable
-from dvc_integrity.hashing import Observation, read_file
-from dvc_integrity.judgement import judge
+from dvc_integrity.hashing import read_file
+from dvc_integrity.judgement import is_expected, judge
 from dvc_integrity.manifest import Entry, Manifest
-from dvc_integrity.report import CorruptDataError, Finding, Status
-from dvc_integrity.stores import Hint, Workspace
+from dvc_integrity.report import CorruptDataError, Finding, Hint, Status
+from dvc_integrity.stores import Workspace
 
 __all__ = ["Reader"]
 
@@ -62,11 +62,13 @@ class Reader:
             raise CorruptDataError(finding=finding)
         place = self._store.locate(entry.path)
         data, first = read_file(place, entry.digest.algorithm)
-        if first.digest == entry.digest.value:
+        if is_expected(entry, first):
             return data
         data, second = read_file(place, entry.digest.algorithm, cold=True)
-        if second.digest == entry.digest.value:
-            logger.warning("%s", _transient(entry, first))
+        if is_expected(entry, second):
+            logger.warning(
+                "'%s' gave the committed bytes only when read again", printable(entry.path)
+            )
             return data
         raise CorruptDataError(finding=judge(entry, first, second, lambda _: Hint()))
 
@@ -91,7 +93,7 @@ class Reader:
         return io.BytesIO(self.read(path))
 
     def _entry(self, path: str | os.PathLike[str]) -> Entry:
-        name = os.fspath(path)
+        name = os.path.normpath(os.fspath(path))
         if os.path.isabs(name):
             name = os.path.relpath(name, self._store.root)
         row = self.manifest.find(name)
@@ -103,11 +105,3 @@ class Reader:
                 f"target."
             )
         return self.manifest[row]
-
-
-def _transient(entry: Entry, first: Observation) -> str:
-    return (
-        f"'{printable(entry.path)}' gave other bytes ({first.error or 'a different hash'}) in a "
-        f"first read and the committed ones in a second: suspect the memory, the cable or the "
-        f"controller of this machine."
-    )

@@ -8,6 +8,7 @@ varies (times, coverage, versions) is kept apart, as a report.
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 from dvc_integrity.durable import write_file
@@ -16,6 +17,9 @@ from dvc_integrity.hashing import read_file
 from dvc_integrity.report import Report
 
 __all__ = ["SCHEMA", "is_replaceable", "receipt", "write_receipt", "write_report"]
+
+LARGEST_RECEIPT_BYTES = 1 << 20
+"""A larger file is no receipt."""
 
 FAMILY = "dvc-integrity/receipt/"
 SCHEMA = f"{FAMILY}1"
@@ -26,13 +30,19 @@ def receipt(report: Report) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "manifest": report.manifest.to_json(),
-        "scope": {"store": report.store, "targets": list(report.targets)},
+        "scope": {
+            "store": report.store,
+            "targets": list(report.targets),
+            "left_out": list(report.left_out),
+        },
         "verdict": report.verdict.value,
     }
 
 
 def is_replaceable(path: str) -> bool:
     """Return whether nothing lies at a path, or an earlier receipt that may be overwritten."""
+    if os.path.isfile(path) and os.path.getsize(path) > LARGEST_RECEIPT_BYTES:
+        return False
     data, seen = read_file(path)
     if isinstance(seen.error, (FileNotFoundError, NotADirectoryError)):
         return True

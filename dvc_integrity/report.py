@@ -23,6 +23,7 @@ __all__ = [
     "Coverage",
     "Evidence",
     "Finding",
+    "Hint",
     "ManifestSummary",
     "Report",
     "Status",
@@ -149,6 +150,26 @@ class Finding:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """What is known about the cause of a difference. Never a reason to call a file good.
+
+    Attributes
+    ----------
+    written
+        Whether the file was written since DVC saw the committed bytes in it; None if DVC has
+        no record.
+    adopted
+        Whether the metadata in the work tree already records what was found.
+    detail
+        The same in words, for people.
+    """
+
+    written: bool | None = None
+    adopted: bool = False
+    detail: str = ""
+
+
 class CorruptDataError(IntegrityError):
     """A reader met a file that is not what was committed; ``finding`` tells which and how.
 
@@ -244,6 +265,9 @@ class Report:
         How long it took.
     versions
         Versions of the programs that matter for it.
+    left_out
+        Outputs that were asked for and that the store is not to have; ``manifest`` is without
+        them.
     """
 
     rev: str
@@ -255,6 +279,7 @@ class Report:
     started: datetime
     seconds: float
     versions: Mapping[str, str]
+    left_out: tuple[str, ...] = ()
 
     SCHEMA = "dvc-integrity/report/1"
 
@@ -282,6 +307,7 @@ class Report:
             "rev": self.rev,
             "store": self.store,
             "targets": list(self.targets),
+            "left_out": list(self.left_out),
             "manifest": self.manifest.to_json(),
             "coverage": self.coverage.to_json(),
             "findings": [finding.to_json() for finding in self.findings],

@@ -7,6 +7,7 @@ keeps immutable objects under their digests. All reading is read-only.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,8 +23,9 @@ from dvc_integrity.digest import Algorithm, Digest
 from dvc_integrity.errors import StoreError, printable
 from dvc_integrity.hashing import Meter, Observation, hash_chunks, hash_files, read_chunks
 from dvc_integrity.manifest import Manifest, Out
+from dvc_integrity.report import Hint
 
-__all__ = ["Connection", "Hint", "ObjectStore", "Store", "Workspace"]
+__all__ = ["Connection", "ObjectStore", "Store", "Workspace"]
 
 ROWS_AT_A_TIME = 1 << 14
 """Entries whose paths are made at a time: bounds memory."""
@@ -33,26 +35,6 @@ CHUNK_BYTES = 1 << 20
 
 REMOTE_STREAMS = 8
 """Objects read from a remote at a time, where nothing else is asked for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Hint:
-    """What is known about the cause of a difference. Never a reason to call a file good.
-
-    Attributes
-    ----------
-    written
-        Whether the file was written since DVC saw the committed bytes in it; None if DVC has
-        no record.
-    adopted
-        Whether the metadata in the work tree already records what was found.
-    detail
-        The same in words, for people.
-    """
-
-    written: bool | None = None
-    adopted: bool = False
-    detail: str = ""
 
 
 class Hints(Protocol):
@@ -94,7 +76,7 @@ class Store(Protocol):
         A folder that cannot be listed comes with the error that says so.
         """
 
-    def listings(self, manifest: Manifest) -> Iterator[tuple[Out, Callable[[], Observation]]]:
+    def listings(self, manifest: Manifest) -> Iterator[tuple[Out, Callable[..., Observation]]]:
         """Yield the folders whose listings are objects here, each with what reads and hashes it."""
 
     def explain(self, path: str, expected: Digest | None, found: Digest | None) -> Hint:
@@ -155,15 +137,14 @@ class Workspace:
         paths = (root + path for path in _paths_at(manifest, rows))
         return hash_files(paths, algorithm, jobs=jobs, cold=cold, meter=meter)
 
-    def listings(self, manifest: Manifest) -> Iterator[tuple[Out, Callable[[], Observation]]]:  # noqa: ARG002 (the protocol)
+    def listings(self, manifest: Manifest) -> Iterator[tuple[Out, Callable[..., Observation]]]:  # noqa: ARG002 (the protocol)
         """Yield nothing: a listing is an object of the cache, not a file of the work tree."""
         return iter(())
 
     def extras(self, manifest: Manifest) -> Iterator[tuple[str, OSError | None]]:
         """Walk the folders that the manifest describes in full, as DVC walks them.
 
-        A link to a folder is followed only if the manifest lists files below it, and what
-        ``.dvcignore`` leaves out is no extra.
+        What ``.dvcignore`` leaves out is no extra.
         """
         listed = _Listed(manifest)
         for tree in manifest.trees:
@@ -174,20 +155,25 @@ class Workspace:
     def explain(self, path: str, expected: Digest | None, found: Digest | None) -> Hint:
         """Say what the links of the work tree and DVC's records tell about a difference."""
         hint = self._hints(path, expected, found) if self._hints else Hint()
+        link = None if found else self._describe_link(path)
+        return replace(hint, detail=link) if link else hint
+
+    def _describe_link(self, path: str) -> str | None:
         place = self.locate(path)
-        if found is None and os.path.islink(place) and not os.path.exists(place):
+        try:
             target = printable(os.readlink(place))
-            hint = replace(
-                hint, detail=f"it is a symbolic link to '{target}', which does not exist"
-            )
-        return hint
+        except OSError:
+            return None  # it is no link, or not any more
+        if os.path.isdir(place):
+            return f"it is a link to the folder '{target}', which DVC does not follow"
+        return f"it is a link to '{target}', which cannot be read"
 
     def _unlisted(self, listed: _Listed, tree: bytes) -> Iterator[tuple[str, OSError | None]]:
         folders = [tree]
         while folders:
             folder = folders.pop()
             try:
-                files, inner = self._list_folder(listed, folder)
+                files, inner = _list_folder(self.locate(folder), folder)
             except FileNotFoundError:
                 continue  # its files are reported as missing, one by one
             except NotADirectoryError:
@@ -200,30 +186,20 @@ class Workspace:
             for path in listed.absent(files):
                 yield os.fsdecode(path), None
 
-    def _list_folder(self, listed: _Listed, folder: bytes) -> tuple[list[bytes], list[bytes]]:
-        """Return the paths of the files and of the folders in a folder.
 
-        A link to a folder is neither, unless files are listed below it: DVC does not follow
-        such a link, so what lies behind it is not tracked.
-        """
-        files, folders = [], []
-        with os.scandir(self.locate(folder)) as entries:
-            for entry in entries:
-                path = folder + b"/" + entry.name
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(path)
-                elif not _is_link_to_folder(entry):
-                    files.append(path)
-                elif listed.is_folder(path):
-                    folders.append(path)
-        return files, folders
+def _list_folder(place: bytes, folder: bytes) -> tuple[list[bytes], list[bytes]]:
+    """Return the paths of the files and of the folders in a folder.
 
-
-def _is_link_to_folder(entry: os.DirEntry[bytes]) -> bool:
-    try:
-        return entry.is_symlink() and entry.is_dir()
-    except OSError:  # a link in a circle, or one that leads where nobody may look
-        return False
+    A link to a folder counts among the files, and so is extra: DVC does not follow it, and
+    takes what was committed below its name for deleted.
+    """
+    files: list[bytes] = []
+    folders: list[bytes] = []
+    with os.scandir(place) as entries:
+        for entry in entries:
+            kind = folders if entry.is_dir(follow_symlinks=False) else files
+            kind.append(folder + b"/" + entry.name)
+    return files, folders
 
 
 class _Listed:
@@ -240,10 +216,6 @@ class _Listed:
         )
         self._rows = np.argsort(hashes, kind="stable")
         self._hashes = hashes[self._rows]
-
-    def is_folder(self, path: bytes) -> bool:
-        """Return whether the manifest lists files below a path."""
-        return bool(self._manifest.below(path))
 
     def absent(self, paths: list[bytes]) -> Iterator[bytes]:
         """Yield those of ``paths`` that the manifest does not list."""
@@ -312,20 +284,22 @@ class ObjectStore:
         OSError
             If it cannot be read.
         StoreError
-            If the store itself cannot be used; the message names it.
+            If the store itself cannot be opened; the message names it.
         """
+        connection = self._connected()
         try:
-            connection = self._connected()
             if connection.local:
                 yield from read_chunks(connection.locate(digest, listing))
                 return
             with connection.filesystem.open(connection.locate(digest, listing), "rb") as file:
                 while chunk := file.read(CHUNK_BYTES):
                     yield chunk
-        except OSError:
+        except (OSError, StoreError):
             raise
         except Exception as error:  # each kind of remote fails in a way of its own
-            raise StoreError(f"The {self.name} cannot be read: {printable(str(error))}") from error
+            raise OSError(
+                errno.EIO, printable(str(error)), connection.locate(digest, listing)
+            ) from error
 
     def observe(
         self,
@@ -349,7 +323,7 @@ class ObjectStore:
         """Yield nothing: a store holds the objects of many revisions."""
         return iter(())
 
-    def listings(self, manifest: Manifest) -> Iterator[tuple[Out, Callable[[], Observation]]]:
+    def listings(self, manifest: Manifest) -> Iterator[tuple[Out, Callable[..., Observation]]]:
         """Yield the folders that this store is to have, each with what reads its listing."""
         for out in manifest.outs:
             if out.directory and out.digest and self.holds(out):
@@ -368,8 +342,17 @@ class ObjectStore:
                 yield from executor.map(observe, batch)
 
     def _observe_object(
-        self, digest: Digest, *, listing: bool = False, meter: Meter | None = None
+        self,
+        digest: Digest,
+        *,
+        listing: bool = False,
+        cold: bool = False,
+        meter: Meter | None = None,
     ) -> Observation:
+        connection = self._connected()
+        if connection.local:
+            place = connection.locate(digest, listing)
+            return next(hash_files([place], digest.algorithm, jobs=1, cold=cold, meter=meter))
         try:
             found, size = hash_chunks(self.read(digest, listing=listing), digest.algorithm, meter)
         except OSError as error:

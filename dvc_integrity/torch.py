@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 from torch.utils.data import Dataset
 
-from dvc_integrity.errors import ManifestError
+from dvc_integrity.errors import ManifestError, NothingToVerify, printable
 from dvc_integrity.manifest import Manifest
 from dvc_integrity.reader import Reader
 
@@ -50,6 +50,8 @@ class VerifiedFiles(Dataset[Sample], Generic[Sample]):
         If there is no such revision or target.
     ManifestError
         If a file of the target has no committed content hash to be held to.
+    NothingToVerify
+        If the target holds no file.
     """
 
     def __init__(
@@ -69,6 +71,8 @@ class VerifiedFiles(Dataset[Sample], Generic[Sample]):
         repository = Repository(root)
         manifest = repository.manifest(target, rev=rev)
         _refuse_unverifiable(manifest)
+        if not len(manifest):
+            raise NothingToVerify(f"No file is tracked under '{printable(os.fspath(target))}'.")
         self.reader = Reader(manifest, repository.workspace)
         self._decode = decode
 
@@ -91,7 +95,10 @@ class VerifiedFiles(Dataset[Sample], Generic[Sample]):
     def _decoded(self, data: bytes, path: str) -> Sample:
         if self._decode is None:
             return data  # type: ignore[return-value]  # without decode a sample is its bytes
-        return self._decode(data, path)
+        try:
+            return self._decode(data, path)
+        except StopIteration as error:  # a DataLoader would take it for the end of the data
+            raise RuntimeError(f"decode raised StopIteration for '{printable(path)}'") from error
 
 
 def _position(index: int, length: int) -> int:
@@ -102,10 +109,13 @@ def _position(index: int, length: int) -> int:
 
 def _refuse_unverifiable(manifest: Manifest) -> None:
     rows = manifest.rows(None)
+    for out in manifest.outs:
+        if out.external:
+            raise ManifestError(f"'{printable(out.path)}' cannot be verified: {out.unverifiable}.")
     if len(rows):
         entry = manifest[int(rows[0])]
         out = manifest.outs[int(manifest.out_index[rows[0]])]
         raise ManifestError(
             f"{len(rows)} of the files have no committed content hash to be held to, for example "
-            f"'{entry.path}': {out.unverifiable}."
+            f"'{printable(entry.path)}': {out.unverifiable}."
         )

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from dvc_integrity.digest import Algorithm
 from dvc_integrity.errors import NothingToVerify, printable
 from dvc_integrity.hashing import Meter, Observation
-from dvc_integrity.judgement import has_execute_bit, is_absent, judge
-from dvc_integrity.manifest import Entry, Manifest
-from dvc_integrity.report import Coverage, Evidence, Finding, ManifestSummary, Report, Status
-from dvc_integrity.stores import Hint, Store
+from dvc_integrity.judgement import has_execute_bit, is_absent, is_expected, judge
+from dvc_integrity.manifest import UNKNOWN_SIZE, Entry, Manifest
+from dvc_integrity.report import Coverage, Evidence, Finding, Hint, ManifestSummary, Report, Status
+from dvc_integrity.stores import Store
 
 __all__ = ["verify"]
 
@@ -66,20 +66,21 @@ def verify(
         If the store itself cannot be used.
     """
     started, clock = datetime.now(timezone.utc), time.monotonic()
-    held = np.array([store.holds(out) for out in manifest.outs], dtype=bool)
-    rows = np.flatnonzero(held[manifest.out_index]) if len(manifest) else np.zeros(0, np.int64)
-    if not len(rows):
-        raise NothingToVerify(_nothing_to_verify(manifest, store))
+    left_out = tuple(out.path for out in manifest.outs if not store.holds(out))
+    asked, manifest = manifest, manifest.of(store.holds)
+    if not manifest.outs:
+        raise NothingToVerify(_nothing_to_verify(asked, store))
     coverage = Coverage()
     findings = [
-        *_unverifiable(manifest, rows, coverage),
+        *_unverifiable(manifest, coverage),
         *_extras(manifest, store),
         *_listings(manifest, store),
     ]
     for algorithm in Algorithm:
-        chosen = np.intersect1d(rows, manifest.rows(algorithm), assume_unique=True)
         reading = _Reading(manifest, store, algorithm, jobs, cold, meter)
-        findings += reading.findings(chosen, coverage)
+        findings += reading.findings(manifest.rows(algorithm), coverage)
+    if not len(manifest) and not findings:
+        raise NothingToVerify(_nothing_to_verify(asked, store))
     return Report(
         rev=manifest.rev,
         store=store.name,
@@ -90,6 +91,7 @@ def verify(
         started=started,
         seconds=time.monotonic() - clock,
         versions=_versions(),
+        left_out=left_out,
     )
 
 
@@ -148,6 +150,8 @@ def _is_good(manifest: Manifest, row: int, seen: Observation, immutable: bool) -
     """Whether the fast comparison settles it; the judgement decides on all else."""
     if seen.digest != manifest.digests[row].tobytes() or not seen.stable:
         return False
+    if manifest.sizes[row] not in (UNKNOWN_SIZE, seen.size):
+        return False
     return immutable or not manifest.is_executable(row) or has_execute_bit(seen)
 
 
@@ -156,15 +160,17 @@ def _count(coverage: Coverage, seen: Observation) -> None:
     coverage.add(evidence, 1, 0 if seen.error else seen.size)
 
 
-def _unverifiable(
-    manifest: Manifest, rows: NDArray[np.int64], coverage: Coverage
-) -> Iterator[Finding]:
-    for row in np.intersect1d(rows, manifest.rows(None), assume_unique=True).tolist():
+def _unverifiable(manifest: Manifest, coverage: Coverage) -> Iterator[Finding]:
+    for row in manifest.rows(None).tolist():
         entry = manifest[row]
         out = manifest.outs[int(manifest.out_index[row])]
         coverage.add(Evidence.UNREAD, 1, 0)
-        detail = out.unverifiable or ""
-        yield Finding(entry.path, entry.out, Status.UNVERIFIABLE, detail=detail)
+        yield Finding(entry.path, entry.out, Status.UNVERIFIABLE, detail=out.unverifiable or "")
+    for out in manifest.outs:
+        if out.external:
+            coverage.add(Evidence.UNREAD, 1, 0)
+            detail = out.unverifiable or ""
+            yield Finding(out.path, out.path, Status.UNVERIFIABLE, detail=detail)
 
 
 def _extras(manifest: Manifest, store: Store) -> Iterator[Finding]:
@@ -191,8 +197,8 @@ def _listings(manifest: Manifest, store: Store) -> Iterator[Finding]:
     for out, observe in store.listings(manifest):
         entry = Entry(out.path, out.digest, None, executable=False, out=out.path)
         first = observe()
-        good = out.digest is not None and first.digest == out.digest.value
-        second = None if good or is_absent(first.error) else observe()
+        settled = is_expected(entry, first) or is_absent(first.error)
+        second = None if settled else observe(cold=True)
         finding = judge(entry, first, second, lambda _: Hint(), immutable=True)
         if finding is not None:
             yield replace(finding, detail=f"the folder's listing; {finding.detail}".rstrip("; "))
@@ -200,7 +206,7 @@ def _listings(manifest: Manifest, store: Store) -> Iterator[Finding]:
 
 def _nothing_to_verify(manifest: Manifest, store: Store) -> str:
     asked = ", ".join(printable(target) for target in manifest.targets) or "the sources"
-    if len(manifest):
+    if manifest.outs and not any(map(store.holds, manifest.outs)):
         return (
             f"Nothing was checked: the {store.name} is not to hold any file of {asked}. Choose "
             f"another store, or other targets."

@@ -94,6 +94,15 @@ def test_folders_on_the_way_are_made(tmp_path: Path) -> None:
     assert NEW == alone(path)
 
 
+def test_a_link_stays_and_its_target_is_written(target: Path) -> None:
+    """A file that is reached through a link is replaced where it lies."""
+    link = target.parent.parent / "link"
+    link.symlink_to("folder/file.json")
+    write_file(os.fspath(link), NEW)
+    assert link.is_symlink()
+    assert NEW == alone(target)
+
+
 def test_a_name_without_a_folder_means_the_current_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,3 +303,20 @@ def test_bytes_are_down_before_the_name_is(target: Path) -> None:
     assert f"<{folder}/." in lines[1]
     assert f"<{folder}>" in lines[3]
     assert all(line.endswith(("= 0", f"= {len(NEW)}")) for line in lines)
+
+
+def test_folders_that_are_made_survive_too(tmp_path: Path) -> None:
+    """Each folder on the way is made, then its parent synced, before the bytes are written."""
+    path = tmp_path / "disk" / "a" / "b" / "file"
+    path.parent.parent.parent.mkdir()
+    prefix = strace(tmp_path, "-y", "-e", "trace=/^mkdir,fsync,/^rename")
+    assert "" == run(WRITE, path, *prefix).stderr
+    top = os.fspath(tmp_path / "disk")
+    trace = (tmp_path / "trace").read_text()
+    calls = [line.partition(" ")[2].strip() for line in trace.splitlines() if top in line]
+    assert ["mkdir", "fsync", "mkdir", "fsync", "fsync", "rename", "fsync"] == [
+        call.partition("(")[0].removesuffix("at2").removesuffix("at") for call in calls
+    ]
+    assert f"<{top}>" in calls[1]
+    assert f"<{top}/a>" in calls[3]
+    assert NEW == alone(path)

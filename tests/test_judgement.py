@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from dataclasses import replace
 from itertools import product
 from typing import NamedTuple
 
@@ -12,10 +13,9 @@ import pytest
 
 from dvc_integrity.digest import Algorithm, Digest
 from dvc_integrity.hashing import FileState, Observation
-from dvc_integrity.judgement import has_execute_bit, is_absent, judge
+from dvc_integrity.judgement import has_execute_bit, is_absent, is_expected, judge
 from dvc_integrity.manifest import Entry
-from dvc_integrity.report import Finding, Status
-from dvc_integrity.stores import Hint
+from dvc_integrity.report import Finding, Hint, Status
 
 GOOD, BAD, WORSE = b"G" * 16, b"B" * 16, b"W" * 16
 SIZE = 5
@@ -57,6 +57,7 @@ KINDS = {
     "bad, touched before": Kind(seen(BAD, TOUCHED, TOUCHED), "differs"),
     "bad, no stat": Kind(seen(BAD, None, None), "differs"),
     "worse": Kind(seen(WORSE), "differs"),
+    "good, another size": Kind(seen(GOOD)._replace(size=SIZE + 1), "differs"),
     "good, unstable": Kind(seen(GOOD, PLAIN, TOUCHED), "unstable"),
     "bad, unstable": Kind(seen(BAD, PLAIN, TOUCHED), "unstable"),
     "missing": Kind(failed(errno.ENOENT), "missing"),
@@ -111,7 +112,7 @@ ALL = list(
 
 def test_every_combination_is_judged_by_its_last_read() -> None:
     """Status, digests and size follow from the last read, over all reads, hints and stores."""
-    assert 20 * 21 * 4 * 2 * 2 == len(ALL)
+    assert 21 * 22 * 4 * 2 * 2 == len(ALL)
     for first, second, hint_name, immutable, executable in ALL:
         case = (first, second, hint_name, immutable, executable)
         last, proves = KINDS[second or first]
@@ -146,7 +147,7 @@ def test_good_is_said_only_of_equal_bytes() -> None:
             immutable=immutable,
         )
         if finding is None or finding.status is Status.OK:
-            assert (GOOD, True, None) == (last.digest, last.stable, last.error)
+            assert (GOOD, SIZE, True, None) == (last.digest, last.size, last.stable, last.error)
 
 
 def test_could_not_tell_is_neither_good_nor_corrupt() -> None:
@@ -269,6 +270,18 @@ def test_a_read_that_failed_once_is_transient(before: FileState | None) -> None:
 
 
 # ----------------------------------------------------------------- details
+
+
+def test_what_is_expected_is_digest_and_size() -> None:
+    """Equal bytes have the digest, and the size where DVC records one; without a digest none do."""
+    wanted = entry()
+    assert is_expected(wanted, seen(GOOD))
+    assert not is_expected(wanted, seen(BAD))
+    assert not is_expected(wanted, seen(GOOD)._replace(size=SIZE - 1))
+    assert is_expected(replace(wanted, size=None), seen(GOOD)._replace(size=SIZE - 1))
+    for without in (replace(wanted, digest=None), replace(wanted, digest=None, size=None)):
+        assert not is_expected(without, seen(GOOD))
+        assert not is_expected(without, failed(errno.EIO))
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EPERM])

@@ -571,23 +571,25 @@ def test_outputs_with_names_alike_do_not_overlap() -> None:
     assert ["data-3/m", "data.csv", "data/a", "data/z", "data0"] == names(builder.build())
 
 
-def test_an_external_output_keeps_its_name_as_a_label() -> None:
-    """An output elsewhere has one entry under its own name, and no digest to be held to."""
+def test_an_external_output_has_no_entries() -> None:
+    """An output elsewhere is named among the outs, whatever its path, and overlaps with nothing."""
     builder = ManifestBuilder(SHA)
-    for path in ("s3://bucket/key", "/abs/file", "../beside"):
-        builder.add_out(Out(path, unverifiable="it lies outside"))
-        builder.add_entry(path, None)
+    add_folder(builder, "data", "a")
+    outside = ["s3://bucket/key", "/abs/file", "../beside", "data/../data", "s3://bucket", "data/x"]
+    for path in outside:
+        builder.add_out(Out(path, unverifiable="it lies outside", external=True))
     manifest = builder.build()
-    assert {"s3://bucket/key", "/abs/file", "../beside"} == set(names(manifest))
-    assert [None] * 3 == [entry.digest for entry in manifest]
+    assert ["data/a"] == names(manifest)
+    assert ["data", *outside] == [out.path for out in manifest.outs]
 
 
-def test_a_label_with_nul_is_refused() -> None:
-    """NUL parts the paths of a manifest, so no label may hold it."""
+@pytest.mark.parametrize("path", UNSAFE)
+def test_an_unsafe_path_without_a_hash_is_refused(path: str) -> None:
+    """An entry that nothing can be held to is a place in the project like any other."""
     builder = ManifestBuilder(SHA)
-    builder.add_out(Out("s3://a\0b", unverifiable="it lies outside"))
-    with pytest.raises(ManifestError):
-        builder.add_entry("s3://a\0b", None)
+    builder.add_out(Out(path, unverifiable="never run"))
+    with pytest.raises(ManifestError, match="not a plain relative path"):
+        builder.add_entry(path, None)
 
 
 # ----------------------------------------------------------------- parts, sizes, JSON
@@ -618,6 +620,52 @@ def test_a_part_has_the_entries_that_the_whole_has(files: Tree, data: st.DataObj
         )
     ]
     assert expected == list(from_tree(files, only=tuple(chosen)))
+
+
+@law
+@given(
+    trees=st.lists(folders, min_size=1, max_size=4),
+    single=st.booleans(),
+    kept=st.sets(st.sampled_from(["out0", "out1", "out2", "out3", "single", "far"])),
+)
+def test_some_outputs_make_the_manifest_of_them_alone(
+    trees: list[Tree], single: bool, kept: set[str]
+) -> None:
+    """``of`` gives what would have been built without the other outputs, look-up and all."""
+
+    def build(wanted: Callable[[str], bool]) -> Manifest:
+        builder = ManifestBuilder(SHA, ["."])
+        for number, files in enumerate(trees):
+            if wanted(f"out{number}"):
+                builder.add_out(replace(DATA, path=f"out{number}"))
+                builder.add_listing(deque([listing(files)]), Algorithm.MD5)
+        if single and wanted("single"):
+            builder.add_out(Out("single", size=3))
+            builder.add_entry("single", _md5(b"x"), 3, executable=True)
+        if wanted("far"):
+            builder.add_out(Out("far", unverifiable="why", external=True))
+        return builder.build()
+
+    whole = build(lambda _: True)
+    whole_digest = whole.digest
+    part, alone = whole.of(lambda out: out.path in kept), build(kept.__contains__)
+    assert alone.to_json() == part.to_json()
+    assert (alone.trees, alone.total_bytes) == (part.trees, part.total_bytes)
+    assert [*range(len(alone))] == [part.find(path) for path in names(alone)]
+    assert all(entry.path == entry.out or entry.path.startswith(f"{entry.out}/") for entry in part)
+    assert (whole_digest, len(build(lambda _: True))) == (whole.digest, len(whole))
+
+
+def test_a_part_of_a_folder_stays_one_in_a_manifest_of_some_outputs() -> None:
+    """A chosen folder below an output is still searched for extras when others are left out."""
+    builder = ManifestBuilder(SHA)
+    builder.add_out(DATA)
+    files = {"sub/a": b"", "b": b""}
+    builder.add_listing(deque([listing(files)]), Algorithm.MD5, only=("sub",))
+    add_file(builder, "database")
+    manifest = builder.build()
+    assert ("data/sub",) == manifest.of(lambda out: out.path == "data").trees
+    assert () == manifest.of(lambda out: out.path == "database").trees
 
 
 def test_sizes_add_up_where_they_are_recorded() -> None:

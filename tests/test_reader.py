@@ -24,8 +24,8 @@ import dvc_integrity as di
 from dvc_integrity import reader as reader_module
 from dvc_integrity.hashing import Observation
 from dvc_integrity.manifest import Manifest, ManifestBuilder, Out
-from dvc_integrity.report import Finding, Status
-from dvc_integrity.stores import Hint, Workspace
+from dvc_integrity.report import Finding, Hint, Status
+from dvc_integrity.stores import Workspace
 
 law = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -116,7 +116,7 @@ def test_the_buffer_that_was_hashed_is_handed_on(
 
 
 def test_text_normalized_hashes_hold_the_bytes_as_they_are(tmp_path: Path) -> None:
-    """A file of DVC 2's metadata is proven by its own algorithm, and comes out unchanged."""
+    """A file of DVC 2's metadata is held to its algorithm and size, and comes out unchanged."""
     builder = ManifestBuilder(SHA)
     builder.add_out(Out("old.txt"))
     digest = di.Digest.from_hex(di.Algorithm.MD5_DOS2UNIX, md5(b"a\nb\n"))
@@ -124,6 +124,9 @@ def test_text_normalized_hashes_hold_the_bytes_as_they_are(tmp_path: Path) -> No
     (tmp_path / "old.txt").write_bytes(b"a\r\nb\r\n")
     reader = di.Reader(builder.build(), Workspace(os.fspath(tmp_path)))
     assert b"a\r\nb\r\n" == reader.read("old.txt")
+    (tmp_path / "old.txt").write_bytes(b"a\nb\n")
+    with pytest.raises(di.CorruptDataError, match="modified"):
+        reader.read("old.txt")
 
 
 # ----------------------------------------------------------------- bad bytes

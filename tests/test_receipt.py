@@ -59,7 +59,7 @@ def test_a_receipt_is_as_documented(tmp_path: Path) -> None:
     expected = {
         "schema": "dvc-integrity/receipt/1",
         "manifest": {"digest": "f" * 64, "files": 3, "bytes": 30},
-        "scope": {"store": "workspace", "targets": ["data", "more"]},
+        "scope": {"store": "workspace", "targets": ["data", "more"], "left_out": []},
         "verdict": "clean",
     }
     assert expected == receipt(CLEAN)
@@ -109,6 +109,7 @@ CHANGES: dict[str, Callable[[Report], Report]] = {
     "manifest": lambda report: replace(report, manifest=ManifestSummary("e" * 64, 3, 30)),
     "store": lambda report: replace(report, store="cache"),
     "targets": lambda report: replace(report, targets=("data",)),
+    "left out": lambda report: replace(report, left_out=("more",)),
     "verdict": lambda report: replace(report, findings=BAD.findings),
     "could not tell": lambda report: replace(report, coverage=Coverage()),
 }

@@ -172,6 +172,7 @@ def test_the_json_report_is_as_documented() -> None:
     document = replace(
         report(coverage=covering(rehashed=2, unread=1)),
         findings=(one, finding(Status.MISSING, "data/b")),
+        left_out=("not-cached",),
     ).to_json()
     assert {
         "schema": "dvc-integrity/report/1",
@@ -213,6 +214,7 @@ def test_the_json_report_is_as_documented() -> None:
         "started": "2026-01-02T03:04:05+00:00",
         "seconds": 1.235,
         "versions": {"dvc": "3.67.1"},
+        "left_out": ["not-cached"],
     } == document
     assert document == json.loads(json.dumps(document))
 

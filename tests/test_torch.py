@@ -6,11 +6,12 @@ while it is imported: ``projects`` comes through fixtures alone.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,14 @@ def stop(data: bytes, path: str) -> tuple[str, bytes]:
     if path == VICTIM:
         raise StopIteration
     return path, data
+
+
+@pytest.fixture(autouse=True)
+def _quick_shutdown(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let workers go soon after an error: PyTorch itself waits five seconds for each of them."""
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
+    yield
+    gc.collect()
 
 
 @pytest.fixture

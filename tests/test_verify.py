@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import socket
@@ -27,8 +28,8 @@ from projects import Tree, inside, listing, md5
 import dvc_integrity as di
 from dvc_integrity.hashing import FileState, Meter, Observation
 from dvc_integrity.manifest import Manifest, ManifestBuilder, Out
-from dvc_integrity.report import Evidence, Finding, ManifestSummary, Status, Verdict
-from dvc_integrity.stores import Connection, Hint, ObjectStore, Workspace
+from dvc_integrity.report import Evidence, Finding, Hint, ManifestSummary, Status, Verdict
+from dvc_integrity.stores import Connection, ObjectStore, Workspace
 
 law = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -308,6 +309,13 @@ def test_a_file_in_place_of_a_folder_is_extra_and_its_files_missing(root: Path) 
     assert {"data/sub": "extra", "data/sub/d": "missing"} == statuses(hold(root))
 
 
+def test_a_folder_behind_a_link_is_not_what_was_committed(root: Path) -> None:
+    """Good bytes behind a link to a folder do not count as the committed ones: DVC sees none."""
+    os.rename(root / "data/sub", root / "moved")
+    (root / "data/sub").symlink_to("../moved")
+    assert {"data/sub": "extra"} == statuses(hold(root))
+
+
 def test_a_folder_in_place_of_a_file_is_modified_and_its_files_extra(root: Path) -> None:
     """Where a file was committed and a folder lies, both sides of that are told."""
     become_folder(root / "data/a", b"")
@@ -558,18 +566,44 @@ def test_files_without_a_committed_hash_leave_the_report_incomplete(root: Path) 
     assert 1 == report.coverage.files[Evidence.UNREAD]
 
 
+def test_outputs_elsewhere_leave_the_report_incomplete(root: Path) -> None:
+    """An external output is unverifiable under its own name, counts as unread, and is not read."""
+    builder = ManifestBuilder(SHA)
+    add_folder(builder, "data", FILES)
+    builder.add_out(Out("s3://bucket/key", unverifiable="it lies outside", external=True))
+    report = di.verify(builder.build(), Workspace(os.fspath(root)))
+    expected = Finding(
+        "s3://bucket/key", "s3://bucket/key", Status.UNVERIFIABLE, detail="it lies outside"
+    )
+    assert (Verdict.INCOMPLETE, (expected,)) == (report.verdict, report.findings)
+    assert (4, 1) == (
+        report.coverage.files[Evidence.REHASHED],
+        report.coverage.files[Evidence.UNREAD],
+    )
+    alone = ManifestBuilder(SHA)
+    alone.add_out(Out("/far", unverifiable="it lies outside", external=True))
+    assert Verdict.INCOMPLETE is di.verify(alone.build(), Workspace(os.fspath(root))).verdict
+
+
 # ----------------------------------------------------------------- nothing to verify
 
 
 def test_nothing_checked_is_a_failure(root: Path) -> None:
     """A manifest without files, or an empty tracked folder, is refused with words that help."""
-    empty = ManifestBuilder(SHA, ["data"])
-    add_folder(empty, "data", {})
+    empty = ManifestBuilder(SHA, ["none"])
+    add_folder(empty, "none", {})
     for manifest in (empty.build(), ManifestBuilder(SHA, ["\x1b[31m"]).build()):
         with pytest.raises(di.NothingToVerify, match="Nothing was checked") as caught:
             di.verify(manifest, Workspace(os.fspath(root)))
         assert SHA in str(caught.value)
         assert str(caught.value).isprintable()
+
+
+def test_what_lies_in_a_folder_that_was_committed_empty_is_extra(root: Path) -> None:
+    """No committed file is no reason to pass over files that nobody committed."""
+    report = hold(root, {})
+    assert dict.fromkeys((f"data/{path}" for path in FILES), "extra") == statuses(report)
+    assert Verdict.DAMAGED is report.verdict
 
 
 def test_a_store_that_is_to_have_no_file_is_a_failure() -> None:
@@ -688,18 +722,20 @@ def test_a_listing_is_read_twice_before_it_is_called_corrupt(
     objects: Objects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A first read of a listing that goes wrong, and a good second one, are a transient error."""
-    read, calls = objects.store.read, []
+    observe, colds = objects.store._observe_object, []
 
-    def flaky(digest: di.Digest, *, listing: bool = False) -> Iterator[bytes]:
-        calls.append(listing)
-        if listing and calls.count(True) == 1:
-            return iter([b"other bytes"])
-        return read(digest, listing=listing)
+    def flaky(digest: di.Digest, **options: bool) -> Observation:
+        seen = observe(digest, **options)
+        if not options.get("listing"):
+            return seen
+        colds.append(options.get("cold", False))
+        return seen._replace(digest=b"?" * 16) if len(colds) == 1 else seen
 
-    monkeypatch.setattr(objects.store, "read", flaky)
+    monkeypatch.setattr(objects.store, "_observe_object", flaky)
     report = di.verify(manifest_of(FILES), objects.store)
     assert Verdict.CLEAN is report.verdict
     assert [("data", True)] == [(each.path, each.transient) for each in report.findings]
+    assert [False, True] == colds
 
 
 def test_only_what_a_store_is_to_have_is_judged(objects: Objects) -> None:
@@ -745,16 +781,53 @@ def test_a_remote_that_refuses_leaves_the_report_incomplete(number: int) -> None
     assert Verdict.INCOMPLETE is report.verdict
 
 
-def test_a_store_that_cannot_be_used_is_an_exception() -> None:
-    """Inability is an exception: it names the store, and no thread is left."""
+def test_objects_that_fail_in_their_own_way_are_unreadable() -> None:
+    """Checking goes on past an object whose remote raises what no OSError is."""
     filesystem = Broken()
     filesystem.error = LookupError("the token has expired")
     store = ObjectStore(
         "remote:far", lambda: Connection(filesystem, locate("/x"), False), lambda _: True
     )
-    with pytest.raises(di.StoreError, match=r"remote:far.*expired"):
-        di.verify(manifest_of(FILES), store)
+    report = di.verify(manifest_of(FILES), store)
+    assert Verdict.INCOMPLETE is report.verdict
+    assert {Status.UNREADABLE} == {each.status for each in report.findings}
+    assert all("expired" in each.detail for each in report.findings)
     assert [] == threads()
+
+
+def test_a_store_that_cannot_be_opened_is_an_exception() -> None:
+    """Inability is an exception: it names the store, and no thread is left."""
+
+    def connect() -> Connection:
+        raise di.StoreError("The remote:far cannot be used: no route")
+
+    with pytest.raises(di.StoreError, match=r"remote:far.*no route"):
+        di.verify(manifest_of(FILES), ObjectStore("remote:far", connect, lambda _: True))
+    assert [] == threads()
+
+
+def test_a_size_that_differs_is_drift_though_the_hash_is_blind_to_it(tmp_path: Path) -> None:
+    """DVC 2's hash takes CRLF and LF for one; the committed size tells them apart."""
+    dos, unix = b"a\r\nb\r\n", b"a\nb\n"
+    digest = di.Digest(di.Algorithm.MD5_DOS2UNIX, hashlib.md5(unix).digest())
+    builder = ManifestBuilder(SHA)
+    builder.add_out(Out("text", digest=digest, size=len(dos)))
+    builder.add_entry("text", digest, len(dos))
+    store = Workspace(os.fspath(tmp_path))
+    for data, verdict in ((dos, Verdict.CLEAN), (unix, Verdict.DAMAGED)):
+        (tmp_path / "text").write_bytes(data)
+        assert verdict is di.verify(builder.build(), store).verdict
+
+
+def test_a_report_on_a_store_is_about_what_it_is_to_have(objects: Objects) -> None:
+    """What is left out is named, and is in neither the manifest's digest nor its files."""
+    builder = ManifestBuilder(SHA)
+    add_folder(builder, "data", FILES)
+    add_file(builder, "metrics.json", digest_of(b"{}"), cached=False)
+    report = di.verify(builder.build(), objects.store)
+    whole = di.verify(manifest_of(FILES), objects.store)
+    assert (("metrics.json",), ()) == (report.left_out, whole.left_out)
+    assert whole.manifest == report.manifest
 
 
 # ----------------------------------------------------------------- the work itself

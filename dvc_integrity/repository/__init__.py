@@ -143,6 +143,25 @@ class Repository:
         connect = partial(self._connect, f"remote:{name}", {"name": name})
         return ObjectStore(f"remote:{name}", connect, partial(_is_on_remote, name))
 
+    def store(self, name: str) -> Workspace | ObjectStore:
+        """Return a store by its name: ``workspace``, ``cache``, ``remote`` or ``remote:NAME``.
+
+        Raises
+        ------
+        RepositoryError
+            If there is no such store.
+        """
+        if name == WORKSPACE:
+            return self.workspace
+        if name == "cache":
+            return self.cache
+        if name == "remote" or name.startswith("remote:"):
+            return self.remote(name.partition(":")[2] or None)
+        raise RepositoryError(
+            f"There is no store '{printable(name)}': choose workspace, cache, remote or "
+            f"remote:NAME."
+        )
+
     def resolve(self, rev: str) -> str:
         """Return the full SHA of a revision (a branch, tag, SHA, ``HEAD~1``, experiment, …).
 
@@ -161,8 +180,8 @@ class Repository:
             raise RepositoryError("The revision is empty. Name one, or leave it out for HEAD.")
         try:
             return str(self._scm.resolve_commit(resolve_rev(self._scm, rev)).hexsha)
-        except (DvcException, SCMError, GitError, UnicodeError) as error:
-            raise RepositoryError(self._unknown(rev)) from error
+        except (DvcException, SCMError, GitError, UnicodeError, AttributeError) as error:
+            raise RepositoryError(self._unknown(rev)) from error  # or it is no commit
         except Exception as error:  # each Git library raises its own on a damaged repository
             raise RepositoryError(self._unreadable(rev, error)) from error
 
@@ -203,11 +222,11 @@ class Repository:
         chosen: dict[Tracked, list[str]]
         if targets:
             asked = {self._relative(target): os.fspath(target) for target in targets}
-            chosen = _choose(tracked, asked, resolved)
+            chosen, names = _choose(tracked, asked, resolved)
         else:
             chosen = {each: [] for each in tracked if all_outs or each.out.source}
-            asked = {each.out.path: each.out.path for each in chosen}
-        builder = ManifestBuilder(resolved, sorted(asked))
+            names = {each.out.path for each in chosen}
+        builder = ManifestBuilder(resolved, sorted(names))
         for each in sorted(chosen, key=lambda each: each.out.path):
             self._add(builder, each, chosen[each])
         manifest = builder.build()
@@ -267,7 +286,9 @@ class Repository:
     def _add(self, builder: ManifestBuilder, tracked: Tracked, only: Sequence[str]) -> None:
         """Add one output, or the parts of it in ``only``, to a manifest."""
         out = tracked.out
-        if tracked.files is not None:
+        if out.external:
+            builder.add_out(out)
+        elif tracked.files is not None:
             _add_files(builder, out, tracked.files, only)
         elif out.digest is None or not out.directory:
             builder.add_out(out)
@@ -312,13 +333,13 @@ class Repository:
             tried.append(f"damaged in the {store.name}")
         return (
             f"the folder's listing {digest.hex}.dir is {', '.join(tried)}; bring it back with "
-            f"'dvc fetch {out.path}', or with 'dvc push' from a machine that has it"
+            f"'dvc fetch {printable(out.path)}', or with 'dvc push' from a machine that has it"
         )
 
     def _refuse_unlisted(self, manifest: Manifest, chosen: Mapping[Tracked, Sequence[str]]) -> None:
         """Refuse a target inside a tracked folder that the folder's listing does not have."""
         for each, parts in chosen.items():
-            if manifest.find(each.out.path) is not None:
+            if each.out.external or manifest.find(each.out.path) is not None:
                 continue  # the listing could not be had, which the entry says
             for part in parts:
                 path = f"{each.out.path}/{part}"
@@ -416,8 +437,12 @@ class Repository:
 
 def _choose(
     tracked: Sequence[Tracked], asked: Mapping[str, str], rev: str
-) -> dict[Tracked, list[str]]:
-    """Find the outputs that targets mean, and the parts of them (none: the whole)."""
+) -> tuple[dict[Tracked, list[str]], set[str]]:
+    """Find the outputs that targets mean, and the parts of them (none: the whole).
+
+    The targets come back too, relative to the DVC root, or as the address of a stage.
+    """
+    names = set(asked)
     parts: dict[Tracked, list[str]] = {}
     whole: set[Tracked] = set()
     for relative, typed in asked.items():
@@ -429,15 +454,16 @@ def _choose(
             for each in inside:
                 parts.setdefault(each, []).append(relative[len(each.out.path) + 1 :])
             continue
-        named = named or {
-            each for each in tracked if relative == each.out.defined_in or typed == each.address
-        }
-        whole |= named
+        if not named:
+            named = {each for each in tracked if relative == each.out.defined_in}
+        if not named:
+            named = {each for each in tracked if typed == each.address}
+            names = names - {relative} | {typed}
         if not named:
             raise RepositoryError(_not_tracked(typed, relative, tracked, rev))
-    return {
-        each: [] if each in whole else parts[each] for each in {**parts, **dict.fromkeys(whole)}
-    }
+        whole |= named
+    chosen = {each: part for each, part in parts.items() if each not in whole}
+    return chosen | {each: [] for each in whole}, names
 
 
 def _covers(folder: str, path: str) -> bool:
@@ -523,7 +549,8 @@ def _reason(error: BaseException) -> str:
     while error := error.__cause__ or error.__context__:  # type: ignore[assignment]  # ends with None
         if str(error) and str(error) not in said[-1]:
             said.append(str(error))
-    return " ".join(printable(part) for part in ": ".join(said).split())
+    text = " ".join(printable(part) for part in ": ".join(said).split())
+    return text.replace(f"{ROOT}/", "").replace(f"{ROOT[1:]}/", "")  # as the user knows paths
 
 
 class _Recorded:

@@ -17,12 +17,12 @@ from dvc.dirs import site_cache_dir
 from dvc.fs import localfs
 from dvc.repo import Repo
 from dvc.version import version_tuple
-from dvc_data.hashfile.state import _checksum as state_token
+from fsspec.utils import tokenize
 
 from dvc_integrity.digest import Algorithm, Digest
 from dvc_integrity.errors import printable
 from dvc_integrity.manifest import Manifest
-from dvc_integrity.stores import Hint
+from dvc_integrity.report import Hint
 
 __all__ = ["Causes"]
 
@@ -57,13 +57,20 @@ class Causes:
 
     def __call__(self, path: str, expected: Digest | None, found: Digest | None) -> Hint:
         """Explain why ``path`` is not what was committed."""
-        recorded = self._recorded(path)
+        try:
+            return self._explain(path, expected, found)
+        except (OSError, sqlite3.Error, LookupError, TypeError, ValueError, AttributeError):
+            return Hint()  # records that cannot be read explain nothing
+
+    def _explain(self, path: str, expected: Digest | None, found: Digest | None) -> Hint:
         written, detail = self._when_written(path, expected, found)
-        if recorded is None:
+        recorded = self._recorded(path)
+        if recorded is None or any(out.unverifiable for out in recorded.outs):
             return Hint(written, adopted=False, detail=detail)
         row = recorded.find(path)
         now = recorded[row].digest if row is not None else None
-        if now == expected or (now != found and expected is not None):
+        is_extra = expected is None
+        if now == expected or not (is_extra or now == found):
             return Hint(written, adopted=False, detail=detail)
         where = printable(recorded.outs[0].defined_in)
         return Hint(written, True, f"'{where}' in the work tree already records this change")
@@ -80,7 +87,7 @@ class Causes:
         if record is None:
             return None, "DVC has no record of when it was last written"
         digest, token = record
-        if token != state_token(localfs.info(place)):
+        if token != _state_token(place):
             return True, "it was written since DVC last read it"
         if digest == expected:
             return False, (
@@ -101,6 +108,12 @@ def _user() -> str | None:
         return None
 
 
+def _state_token(place: str) -> str:
+    """Return what DVC knows a file's state by (``dvc_data.hashfile.state._checksum``)."""
+    info = localfs.info(place)
+    return str(int(tokenize([info["ino"], info["mtime"], info["size"]]), 16))
+
+
 def _is_same_file(place: str, other: str) -> bool:
     try:
         return os.path.samefile(place, other)
@@ -112,8 +125,8 @@ class _StateDatabase:
     """DVC's record of which bytes it saw in a file, opened for reading only.
 
     Where it lies is ``Repo.site_cache_dir``, what stands in it is
-    ``dvc_data.hashfile.state.State.save``. A database that cannot be read is one without
-    records: it serves as a hint on the cause of a difference and nothing else.
+    ``dvc_data.hashfile.state.State.save``. It serves as a hint on the cause of a difference
+    and nothing else.
     """
 
     def __init__(self, root: str, config: Mapping[str, Any]) -> None:
@@ -138,16 +151,13 @@ class _StateDatabase:
         """Return the digest that DVC recorded for a file, and the token of its state then."""
         if not os.path.exists(self.path):
             return None
-        try:
-            with closing(sqlite3.connect(self._address, uri=True)) as database:
-                query = "SELECT value FROM Cache WHERE key = ? AND raw = 1"
-                row = database.execute(query, (place,)).fetchone()
-            entry = json.loads(row[0]) if row else None
-            if entry is None:
-                return None
-            ((name, value),) = entry["hash_info"].items()
-            if name == "md5" and entry.get("version") is None:
-                name = "md5-dos2unix"
-            return Digest.from_hex(Algorithm(name), value), entry["checksum"]
-        except (sqlite3.Error, ValueError, KeyError):
+        with closing(sqlite3.connect(self._address, uri=True)) as database:
+            query = "SELECT value FROM Cache WHERE key = ? AND raw = 1"
+            row = database.execute(query, (place,)).fetchone()
+        if row is None:
             return None
+        entry = json.loads(row[0])
+        ((name, value),) = entry["hash_info"].items()
+        if name == "md5" and entry.get("version") is None:
+            name = "md5-dos2unix"
+        return Digest.from_hex(Algorithm(name), value), entry["checksum"]

@@ -77,6 +77,7 @@ class Tracked:
                 push=bool(found.can_push) and not stage.is_repo_import,
                 defined_in=defined_in,
                 unverifiable=_why_unverifiable(found, digest),
+                external=not found.is_in_repo,
             ),
             executable=bool(found.meta.isexec),
             files=tuple(found.files) if found.files is not None else None,
