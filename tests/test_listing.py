@@ -153,6 +153,16 @@ def test_any_changed_byte_is_refused_or_seen() -> None:
                 assert json.loads(SMALL) == json.loads(changed), "only JSON's own spelling"
 
 
+def test_any_byte_more_or_less_is_refused_or_seen() -> None:
+    """A byte put in or left out anywhere gives what the JSON parser gives, however it is cut."""
+    for place in range(len(SMALL) + 1):
+        for middle in (b"", b" ", b'"', b"\\", b"}", b",", b"0", b"\0", b"\xff"):
+            changed = SMALL[:place] + middle + SMALL[place + (not middle) :]
+            expected = oracle(changed)
+            for places in ([], [place], [len(SMALL) // 2], range(len(changed))):
+                assert expected == outcome(changed, places), changed
+
+
 @law
 @given(trees, cuts, st.data())
 def test_damage_is_read_as_the_json_parser_reads_it(

@@ -287,6 +287,18 @@ def test_an_exception_survives_every_way_it_travels(one: Finding) -> None:
 
 
 @law
+@given(findings, findings)
+def test_the_last_of_two_findings_is_the_one_that_was_raised(one: Finding, other: Finding) -> None:
+    """An error met while another was handled arrives with its own finding."""
+    earlier, later = CorruptDataError(finding=one), CorruptDataError(finding=other)
+    later.__cause__ = earlier
+    again = through_a_worker(later)
+    assert isinstance(again, CorruptDataError)
+    assert other == again.finding
+    assert str(earlier) in str(again)
+
+
+@law
 @given(findings, st.text() | names)
 def test_a_message_of_ones_own_keeps_the_finding(one: Finding, message: str) -> None:
     """Whatever a caller writes as message, the finding still arrives from the text alone."""

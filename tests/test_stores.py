@@ -324,7 +324,8 @@ def test_a_folder_that_cannot_be_listed_comes_with_its_error(
         return scandir(place)
 
     monkeypatch.setattr(stores.os, "scandir", failing)
-    found = dict(Workspace(os.fspath(tmp_path)).extras(manifest_of(FILES)))
+    store = Workspace(os.fspath(tmp_path), ignored=lambda _, path: path == "data/sub")
+    found = dict(store.extras(manifest_of(FILES)))
     monkeypatch.undo()
     assert {"data/new", "data/sub"} == set(found)
     error = found["data/sub"]
