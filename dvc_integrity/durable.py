@@ -28,7 +28,7 @@ def write_file(path: str, data: bytes) -> None:
     path = os.path.realpath(path)  # a link stays, and what it points to is replaced
     folder = os.path.dirname(path)
     _make_folder(folder)
-    temporary = os.path.join(folder, f".{os.path.basename(path)}.{secrets.token_hex(8)}.tmp")
+    temporary = os.path.join(folder, f".{secrets.token_hex(8)}.tmp")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     descriptor = os.open(temporary, flags, NEW_FILE_MODE)
     try:

@@ -611,20 +611,23 @@ def _refuse_files_that_are_folders(manifest: Manifest, folders: array[int]) -> N
 
     Hashes find candidates in little memory; the paths themselves decide.
     """
-    if not folders:
-        return
-    names = chain.from_iterable(
-        manifest.paths(start, min(start + _TEXT_ROWS, len(manifest)))
-        for start in range(0, len(manifest), _TEXT_ROWS)
-    )
-    hashes = np.fromiter(map(hash, names), np.int64, len(manifest))
-    for row in np.flatnonzero(np.isin(hashes, np.frombuffer(folders, np.int64))).tolist():
+    known = np.unique(np.frombuffer(folders, np.int64)) if folders else _Run.empty().sizes
+    for row in _rows_with_hash(manifest, known):
         path = manifest.path(row)
         if manifest.below(path):
             raise ManifestError(
                 f"The committed metadata lists '{printable(path)}' both as a file and as a folder. "
                 f"Such a listing was not written by DVC; track the data again."
             )
+
+
+def _rows_with_hash(manifest: Manifest, known: NDArray[np.int64]) -> Iterator[int]:
+    """Yield the positions of the paths whose hash is one of ``known`` (ascending)."""
+    for start in range(0, len(manifest) if len(known) else 0, _TEXT_ROWS):
+        names = manifest.paths(start, min(start + _TEXT_ROWS, len(manifest)))
+        hashes = np.fromiter(map(hash, names), np.int64, len(names))
+        nearest = known[np.searchsorted(known[:-1], hashes)]
+        yield from (np.flatnonzero(nearest == hashes) + start).tolist()
 
 
 def _offsets(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
