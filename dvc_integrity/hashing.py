@@ -63,6 +63,9 @@ WINDOWS_AHEAD = 2
 SECONDS_BETWEEN_TOTALS = 0.1
 """How often the native kernel's totals are passed to a meter."""
 
+KERNEL_VARIABLE = "DVC_INTEGRITY_KERNEL"
+"""Set to ``hashlib`` in the environment, it keeps the native kernel out of use."""
+
 BEST_KERNEL = -1
 """The widest kernel that the processor runs."""
 
@@ -83,6 +86,8 @@ _OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK  # a FIFO
 
 
 def _load_kernel() -> Any:
+    if os.environ.get(KERNEL_VARIABLE) == "hashlib":
+        return None
     try:
         return importlib.import_module("dvc_integrity._lanes")
     except ImportError:  # built without a compiler: hashlib serves the same interface

@@ -76,6 +76,12 @@ def fill(folder: Path, count: int) -> list[str]:
     return [os.fspath(path) for path in paths]
 
 
+@pytest.fixture
+def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hash over hashlib, one file after the other: what the test watches is done in Python."""
+    monkeypatch.setattr(hashing, "_lanes", None)
+
+
 def threads() -> list[str]:
     """Return the names of the hashing threads that are alive."""
     return [each.name for each in threading.enumerate() if "dvc-integrity" in each.name]
@@ -230,6 +236,7 @@ def test_text_normalized_digests_come_from_files_too(tmp_path: Path) -> None:
     assert expected == read_file(path, Algorithm.MD5_DOS2UNIX)[1].digest
 
 
+@pytest.mark.usefixtures("one_by_one")
 def test_a_cold_read_drops_the_cached_pages_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -341,6 +348,7 @@ def fail_at(number: int) -> Callable[[int, list[memoryview]], int]:
     return failing
 
 
+@pytest.mark.usefixtures("one_by_one")
 @pytest.mark.parametrize(("piece", "size"), [(1, 0), (2, PIECE_BYTES), (3, 2 * PIECE_BYTES)])
 def test_a_read_that_fails_half_way_is_an_error(
     piece: int, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -358,6 +366,7 @@ def test_a_read_that_fails_half_way_is_an_error(
 
 
 @both
+@pytest.mark.usefixtures("one_by_one")
 def test_a_file_that_cannot_be_looked_at_is_an_error(
     read: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -418,6 +427,7 @@ def test_a_device_that_fails_is_an_error(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
+        env={**os.environ, hashing.KERNEL_VARIABLE: "hashlib"},
     )
     assert "" == done.stderr
     assert [f"None {PIECE_BYTES} {errno.EIO}", f"None 0 {errno.EIO}"] == done.stdout.splitlines()
@@ -437,6 +447,7 @@ def overwrite(path: Path) -> None:
 
 
 @both
+@pytest.mark.usefixtures("one_by_one")
 @pytest.mark.parametrize("change", [append, overwrite, faults.truncate, os.utime])
 def test_a_change_during_the_read_is_seen(
     read: Read, change: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -461,6 +472,7 @@ def test_a_change_during_the_read_is_seen(
 
 
 @both
+@pytest.mark.usefixtures("one_by_one")
 def test_a_file_replaced_during_the_read_is_the_old_one(
     read: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -494,6 +506,7 @@ def endless(paths: list[str], taken: list[str]) -> Iterator[str]:
             yield path
 
 
+@pytest.mark.usefixtures("one_by_one")
 @pytest.mark.parametrize("jobs", [1, 3])
 def test_the_source_is_taken_a_bounded_way_ahead(jobs: int, tmp_path: Path) -> None:
     """However slow the consumer, only so many paths wait: memory does not grow."""
@@ -554,6 +567,7 @@ def test_a_source_that_fails_leaves_no_thread(tmp_path: Path) -> None:
     assert [] == threads()
 
 
+@pytest.mark.usefixtures("one_by_one")
 def test_closing_stops_a_read_at_its_next_piece(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

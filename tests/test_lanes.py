@@ -22,6 +22,9 @@ from hypothesis import strategies as st
 from dvc_integrity import hashing
 from dvc_integrity.hashing import Meter, Observation, hash_buffers, hash_files
 
+if os.environ.get(hashing.KERNEL_VARIABLE):
+    pytest.skip("the native kernel is kept out of use", allow_module_level=True)
+
 lanes = pytest.importorskip(
     "dvc_integrity._lanes", reason="built without a compiler: hashlib serves the same interface"
 )
@@ -309,6 +312,27 @@ def test_a_read_error_is_a_value() -> None:
     assert bad.error is not None
     assert errno.EIO == bad.error.errno
     assert md5(Path("/proc/self/cmdline").read_bytes()) == good.digest
+
+
+def test_a_device_that_fails_half_way_is_a_value(tmp_path: Path) -> None:
+    """A real EIO at the second read gives the bytes that were read before it, and errno."""
+    path = tmp_path / "big"
+    path.write_bytes(some_bytes(400_000))
+    strace = ["strace", "-f", "-o", os.devnull, "-P", os.fspath(path)]
+    if subprocess.run([*strace, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this machine forbids strace")
+    code = (
+        "import sys; from dvc_integrity.hashing import hash_files\n"
+        "(seen,) = hash_files([sys.argv[1]])\n"
+        "print(seen.digest, seen.size, seen.error.errno)"
+    )
+    done = subprocess.run(
+        [*strace, "-e", "inject=read:error=EIO:when=2", sys.executable, "-c", code, path],
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert f"None {128 * 1024} {errno.EIO}" == done.stdout.strip()
 
 
 def test_a_name_with_nul_is_refused() -> None:
