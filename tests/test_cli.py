@@ -1477,3 +1477,52 @@ def test_ctrl_c_ends_at_once_and_leaves_nothing(endless: Project, options: list[
 def names(folder: Path) -> set[Path]:
     """Return every path below a folder."""
     return set(folder.rglob("*"))
+
+
+# ----------------------------------------------------------- where a receipt may lie
+
+
+def test_a_receipt_through_a_link_does_not_land_in_data(tracked: Project, run: Run) -> None:
+    """The place that the path leads to counts, not its spelling."""
+    (tracked.root / "way").symlink_to("data")
+    outcome = run("verify", "--receipt", "way/receipt.json")
+    assert 2 == outcome.status
+    assert not (tracked.root / "data/receipt.json").exists()
+
+
+def test_a_receipt_does_not_land_in_data_that_is_not_committed_yet(
+    tracked: Project, run: Run
+) -> None:
+    """A folder that was just added is data too."""
+    tracked.add("fresh", {"fresh/x": b"x"})
+    assert 2 == run("verify", "--receipt", "fresh/receipt.json").status
+    assert not (tracked.root / "fresh/receipt.json").exists()
+
+
+def test_a_receipt_that_is_a_link_stays_one(tracked: Project, run: Run) -> None:
+    """What it points to is replaced."""
+    (tracked.root / "kept").mkdir()
+    (tracked.root / "receipt.json").symlink_to("kept/receipt.json")
+    assert 0 == run("verify", "--receipt", "receipt.json").status
+    assert (tracked.root / "receipt.json").is_symlink()
+    assert "clean" == json.loads((tracked.root / "kept/receipt.json").read_text())["verdict"]
+
+
+def test_every_receipt_has_a_report_of_its_own(tracked: Project, run: Run) -> None:
+    """Also where joined paths would be alike, or too long for a file name."""
+    receipts = ["a/b.json", "a-b.json", "/".join(["folder-of-ten"] * 25) + "/r.json"]
+    assert [0, 0, 0] == [run("verify", "--receipt", each).status for each in receipts]
+    assert 3 == len(list((tracked.root / ".dvc/tmp/integrity/reports").iterdir()))
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_closed_stream_changes_no_status(
+    tracked: Project, run: Run, monkeypatch: pytest.MonkeyPatch, stream: str
+) -> None:
+    """Clean data is 0 and an unknown target 2, whoever listens."""
+    assert tracked.root.exists()
+    for arguments, status in ((("verify",), 0), (("verify", "nope"), 2)):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, stream, None)
+            assert status == run(*arguments).status
+            getattr(sys, stream).close()

@@ -185,7 +185,7 @@ def test_a_store_is_left_as_it_was(kind: str, tmp_path: Path) -> None:
     before = faults.snapshot(tmp_path)
     list(store.observe(manifest, rows_of(manifest), Algorithm.MD5, cold=True))
     list(store.extras(manifest))
-    list(store.listings(manifest))
+    [observe(cold=True) for _, observe in store.listings(manifest)]
     store.explain("data/a", manifest[0].digest, None)
     assert before == faults.snapshot(tmp_path)
 
