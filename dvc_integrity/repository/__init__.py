@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -99,6 +100,9 @@ class Repository:
                 f"The DVC project in '{printable(os.fspath(path))}' cannot be opened: "
                 f"{_reason(error)}. Mend what it names; 'dvc config --list' then works again."
             ) from error
+        weakref.finalize(
+            self, self._scm.close
+        )  # else Git's packs stay open until they are collected
 
     @property
     def workspace(self) -> Workspace:
