@@ -158,8 +158,11 @@ typedef struct { /* mirrored by RECORD in dvc_integrity/hashing.py */
     uint8_t digest[16];
     int64_t size; /* bytes that were read */
     file_state before, after;
-    int64_t error; /* errno, -1 for a special file; 0 if the digest is set */
+    int64_t error; /* errno, or one of the two below; 0 if the digest is set */
 } record;
+
+#define SPECIAL_FILE (-1) /* a FIFO or a device, where errno would say too little */
+#define PUT_ASIDE (-2)    /* not smaller than the limit: nothing was read */
 
 typedef struct { /* shared by the threads of one call, and read by Python while they work */
     int64_t next, files, bytes, stop;
@@ -177,12 +180,13 @@ typedef struct {
     int folder; /* descriptor that relative names start from */
     int cold;
     int open_flags;
+    int64_t limit; /* files of so many bytes or more are put aside; 0: none */
     record *records;
     /* or buffers */
     const memory *memories;
     uint8_t *digests;
+    int resumed; /* the chains begin at what digests holds, and get no padding */
     /* both */
-    const int64_t *order; /* NULL: as they come */
     int64_t count;
     control *shared;
     const kernel *kernel;
@@ -197,7 +201,7 @@ typedef struct {
     size_t blocks;       /* how many */
     size_t rest;         /* bytes behind them, fewer than a block */
     uint64_t total;      /* bytes of the input so far */
-    uint8_t *buffer;     /* BUFFER + TAIL bytes */
+    uint8_t *buffer;     /* BUFFER + TAIL bytes; TAIL where the caller's buffers are hashed */
 } lane;
 
 typedef struct {
@@ -279,10 +283,16 @@ static int begin_file(scheduler *s, int i, int64_t index) {
         return 1;
     }
     if (!S_ISREG(found.st_mode)) { /* a FIFO, a socket or a device has no content to hash */
-        fail(s, l, S_ISDIR(found.st_mode) ? EISDIR : -1);
+        fail(s, l, S_ISDIR(found.st_mode) ? EISDIR : SPECIAL_FILE);
         return 1;
     }
     keep_stat(&j->records[index].before, &found);
+    if (j->limit && found.st_size >= j->limit) {
+        close(l->file);
+        j->records[index].error = PUT_ASIDE;
+        l->index = -1;
+        return 1;
+    }
     l->data = l->buffer;
 #ifdef POSIX_FADV_DONTNEED
     if (j->cold) posix_fadvise(l->file, 0, 0, POSIX_FADV_DONTNEED);
@@ -294,10 +304,12 @@ static int begin_file(scheduler *s, int i, int64_t index) {
 static void begin_memory(scheduler *s, int i, int64_t index) {
     lane *l = &s->lanes[i];
     const memory *m = &s->job->memories[index];
-    l->index = index, l->file = -1, l->padded = 0;
+    uint32_t value[4];
+    l->index = index, l->file = -1, l->padded = s->job->resumed;
     l->data = m->data, l->blocks = (size_t)m->size / BLOCK, l->rest = (size_t)m->size % BLOCK;
     l->total = (uint64_t)m->size;
-    put_state(s, i, START);
+    memcpy(value, s->job->resumed ? s->job->digests + 16 * index : (const uint8_t *)START, 16);
+    put_state(s, i, value);
 }
 
 static void finish(scheduler *s, int i) {
@@ -361,8 +373,7 @@ static int64_t take(scheduler *s) {
         return index;
     }
     const int64_t next = __atomic_fetch_add(&j->shared->next, 1, __ATOMIC_RELAXED);
-    if (next >= j->count) return -1;
-    return j->order ? j->order[next] : next;
+    return next < j->count ? next : -1;
 }
 
 /* Make every lane that can work ready: with whole blocks, or idle. Returns how many work. */
@@ -436,9 +447,10 @@ static void step_streams(scheduler *s) {
  * if there is no memory. */
 static int work(job *j) {
     scheduler *s = calloc(1, sizeof *s);
+    const size_t room = j->records ? BUFFER + TAIL : TAIL;
     int exhausted = 0, waits = 0;
     if (!s) return -1;
-    s->buffers = malloc((size_t)j->lanes * (BUFFER + TAIL));
+    s->buffers = malloc((size_t)j->lanes * room);
     if (!s->buffers) {
         free(s);
         return -1;
@@ -446,7 +458,7 @@ static int work(job *j) {
     s->job = j, s->waiting = -1;
     for (int i = 0; i < MAX_LANES; i++) {
         s->lanes[i].index = -1;
-        if (i < j->lanes) s->lanes[i].buffer = s->buffers + (size_t)i * (BUFFER + TAIL);
+        if (i < j->lanes) s->lanes[i].buffer = s->buffers + (size_t)i * room;
     }
     for (;;) {
         if (j->shared && __atomic_load_n(&j->shared->stop, __ATOMIC_RELAXED)) break;
@@ -504,28 +516,27 @@ static PyObject *kernels(PyObject *self, PyObject *unused) {
 }
 
 PyDoc_STRVAR(hash_files_doc,
-"hash_files(names, offsets, order, records, control, folder, cold, lanes, kernel)\n\n"
+"hash_files(names, offsets, records, control, folder, cold, limit, lanes, kernel)\n\n"
 "Hash files, together with every other thread that is called with the same ``control``.\n\n"
-"names: paths, each followed by NUL. offsets: int64[n], where each begins. order: int64[n], or\n"
-"None. records: writable, 128 bytes for each file. control: writable int64[4]: the next file,\n"
-"files done, bytes read, and a flag that stops every thread. folder: a descriptor that relative\n"
-"paths start from. lanes: chains at most. kernel: an index into kernels(), -1 for the best.");
+"names: paths, each followed by NUL. offsets: int64[n], where each begins. records: writable, 128\n"
+"bytes for each file. control: writable int64[4]: the next file, files done, bytes read, and a\n"
+"flag that stops every thread. folder: a descriptor that relative paths start from. limit: files\n"
+"of so many bytes or more are put aside (0: none). lanes: chains at most. kernel: an index into\n"
+"kernels(), -1 for the best.");
 
 static PyObject *hash_files(PyObject *self, PyObject *args) {
     (void)self;
-    Py_buffer names, offsets, order = {0}, records, shared;
-    PyObject *order_or_none;
+    Py_buffer names, offsets, records, shared;
     int folder, cold, lanes, wanted, status = -1;
-    if (!PyArg_ParseTuple(args, "y*y*Ow*w*ipii", &names, &offsets, &order_or_none, &records,
-                          &shared, &folder, &cold, &lanes, &wanted))
+    long long limit;
+    if (!PyArg_ParseTuple(args, "y*y*w*w*ipLii", &names, &offsets, &records, &shared, &folder,
+                          &cold, &limit, &lanes, &wanted))
         return NULL;
     const int64_t count = offsets.len / (Py_ssize_t)sizeof(int64_t);
     const kernel *k = checked_kernel(wanted);
     if (!k) goto done;
-    if (order_or_none != Py_None && PyObject_GetBuffer(order_or_none, &order, PyBUF_SIMPLE) < 0)
-        goto done;
     if (records.len != count * (Py_ssize_t)sizeof(record) ||
-        shared.len != (Py_ssize_t)sizeof(control) || (order.obj && order.len != offsets.len)) {
+        shared.len != (Py_ssize_t)sizeof(control)) {
         PyErr_SetString(PyExc_ValueError, "the buffers do not fit each other");
         goto done;
     }
@@ -540,16 +551,10 @@ static PyObject *hash_files(PyObject *self, PyObject *args) {
         PyErr_SetString(PyExc_ValueError, "the last name does not end");
         goto done;
     }
-    for (int64_t i = 0; order.obj && i < count; i++) {
-        if (((const int64_t *)order.buf)[i] < 0 || ((const int64_t *)order.buf)[i] >= count) {
-            PyErr_SetString(PyExc_ValueError, "the order names a file that is not there");
-            goto done;
-        }
-    }
     job j = {.names = names.buf, .offsets = start, .folder = folder, .cold = cold,
              .open_flags = O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, .records = records.buf,
-             .order = order.obj ? order.buf : NULL, .count = count, .shared = shared.buf,
-             .kernel = k, .lanes = lanes < 1 || lanes > k->lanes ? k->lanes : lanes};
+             .limit = limit, .count = count, .shared = shared.buf, .kernel = k,
+             .lanes = lanes < 1 || lanes > k->lanes ? k->lanes : lanes};
 #ifdef O_NOATIME
     j.open_flags |= O_NOATIME;
 #endif
@@ -560,73 +565,101 @@ static PyObject *hash_files(PyObject *self, PyObject *args) {
 done:
     PyBuffer_Release(&names), PyBuffer_Release(&offsets), PyBuffer_Release(&records);
     PyBuffer_Release(&shared);
-    if (order.obj) PyBuffer_Release(&order);
     if (status < 0) return NULL;
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(hash_buffers_doc, "hash_buffers(buffers, order, kernel) -> bytes\n\n"
-"Return the digests of a list of buffers, 16 bytes each. order: int64[n], or None.");
+/* Buffers of the caller, held for as long as they are hashed. */
+typedef struct {
+    Py_ssize_t count;
+    Py_buffer *views;
+    memory *memories;
+} inputs;
 
-static PyObject *hash_buffers(PyObject *self, PyObject *args) {
-    (void)self;
-    PyObject *list, *order_or_none, *digests = NULL;
-    Py_buffer order = {0}, *views = NULL;
-    memory *memories = NULL;
-    Py_ssize_t held = 0, count;
-    int wanted, status = -1;
-    if (!PyArg_ParseTuple(args, "O!Oi", &PyList_Type, &list, &order_or_none, &wanted)) return NULL;
-    const kernel *k = checked_kernel(wanted);
-    if (!k) return NULL;
-    count = PyList_Size(list);
-    views = PyMem_Calloc((size_t)count + 1, sizeof *views);
-    memories = PyMem_Calloc((size_t)count + 1, sizeof *memories);
-    if (!views || !memories) {
-        PyErr_NoMemory();
-        goto done;
+static void release(inputs *in) {
+    while (in->count) PyBuffer_Release(&in->views[--in->count]);
+    PyMem_Free(in->views);
+    PyMem_Free(in->memories);
+}
+
+static int hold(inputs *in, PyObject *list) {
+    const Py_ssize_t count = PyList_Size(list);
+    in->count = 0;
+    in->views = PyMem_Calloc((size_t)count + 1, sizeof *in->views);
+    in->memories = PyMem_Calloc((size_t)count + 1, sizeof *in->memories);
+    if (!in->views || !in->memories) PyErr_NoMemory();
+    for (; !PyErr_Occurred() && in->count < count; in->count++) {
+        Py_buffer *view = &in->views[in->count];
+        if (PyObject_GetBuffer(PyList_GetItem(list, in->count), view, PyBUF_SIMPLE) < 0) break;
+        in->memories[in->count].data = view->buf, in->memories[in->count].size = view->len;
     }
-    for (; held < count; held++) {
-        if (PyObject_GetBuffer(PyList_GetItem(list, held), &views[held], PyBUF_SIMPLE) < 0)
-            goto done;
-        memories[held].data = views[held].buf, memories[held].size = views[held].len;
-    }
-    if (order_or_none != Py_None && PyObject_GetBuffer(order_or_none, &order, PyBUF_SIMPLE) < 0)
-        goto done;
-    if (order.obj && order.len != count * (Py_ssize_t)sizeof(int64_t)) {
-        PyErr_SetString(PyExc_ValueError, "the buffers do not fit each other");
-        goto done;
-    }
-    for (Py_ssize_t i = 0; order.obj && i < count; i++) {
-        if (((const int64_t *)order.buf)[i] < 0 || ((const int64_t *)order.buf)[i] >= count) {
-            PyErr_SetString(PyExc_ValueError, "the order names a buffer that is not there");
-            goto done;
-        }
-    }
-    digests = PyBytes_FromStringAndSize(NULL, 16 * count);
-    if (!digests) goto done;
+    if (!PyErr_Occurred()) return 0;
+    release(in);
+    return -1;
+}
+
+/* Hash what is held; 16 bytes for each input go to digests. */
+static int hash_held(const inputs *in, uint8_t *digests, int resumed, const kernel *k) {
     control own = {0};
-    job j = {.memories = memories, .digests = (uint8_t *)PyBytes_AsString(digests),
-             .order = order.obj ? order.buf : NULL, .count = count, .shared = &own, .kernel = k,
-             .lanes = k->lanes};
+    job j = {.memories = in->memories, .digests = digests, .resumed = resumed,
+             .count = in->count, .shared = &own, .kernel = k, .lanes = k->lanes};
+    int status;
     Py_BEGIN_ALLOW_THREADS
     status = work(&j);
     Py_END_ALLOW_THREADS
-    if (status < 0) {
+    if (status < 0) PyErr_NoMemory();
+    return status;
+}
+
+PyDoc_STRVAR(hash_buffers_doc, "hash_buffers(buffers, kernel) -> bytes\n\n"
+"Return the digests of a list of buffers, 16 bytes each.");
+
+static PyObject *hash_buffers(PyObject *self, PyObject *args) {
+    (void)self;
+    PyObject *list;
+    inputs in;
+    int wanted;
+    if (!PyArg_ParseTuple(args, "O!i", &PyList_Type, &list, &wanted)) return NULL;
+    const kernel *k = checked_kernel(wanted);
+    if (!k || hold(&in, list) < 0) return NULL;
+    PyObject *digests = PyBytes_FromStringAndSize(NULL, 16 * in.count);
+    if (digests && hash_held(&in, (uint8_t *)PyBytes_AsString(digests), 0, k) < 0)
         Py_CLEAR(digests);
-        PyErr_NoMemory();
-    }
-done:
-    while (held) PyBuffer_Release(&views[--held]);
-    if (order.obj) PyBuffer_Release(&order);
-    PyMem_Free(views);
-    PyMem_Free(memories);
+    release(&in);
     return digests;
+}
+
+PyDoc_STRVAR(advance_doc, "advance(states, buffers, kernel)\n\n"
+"Advance MD5 chains, each by a buffer of whole 64-byte blocks. states: writable, 16 bytes for each\n"
+"buffer: the chaining values, which are the digest once the caller has appended the padding.");
+
+static PyObject *advance(PyObject *self, PyObject *args) {
+    (void)self;
+    PyObject *list;
+    Py_buffer states;
+    inputs in;
+    int wanted, status = -1;
+    if (!PyArg_ParseTuple(args, "w*O!i", &states, &PyList_Type, &list, &wanted)) return NULL;
+    const kernel *k = checked_kernel(wanted);
+    if (k && hold(&in, list) == 0) {
+        int fits = states.len == 16 * in.count;
+        for (Py_ssize_t i = 0; i < in.count; i++) fits = fits && in.memories[i].size % BLOCK == 0;
+        if (fits)
+            status = hash_held(&in, states.buf, 1, k);
+        else
+            PyErr_SetString(PyExc_ValueError, "the buffers do not fit the states");
+        release(&in);
+    }
+    PyBuffer_Release(&states);
+    if (status < 0) return NULL;
+    Py_RETURN_NONE;
 }
 
 static PyMethodDef methods[] = {
     {"kernels", kernels, METH_NOARGS, kernels_doc},
     {"hash_files", hash_files, METH_VARARGS, hash_files_doc},
     {"hash_buffers", hash_buffers, METH_VARARGS, hash_buffers_doc},
+    {"advance", advance, METH_VARARGS, advance_doc},
     {NULL, NULL, 0, NULL},
 };
 

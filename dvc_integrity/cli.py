@@ -94,6 +94,14 @@ def commands() -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 @click.option("--receipt", type=click.Path(), metavar="FILE", help="Write the verdict to FILE.")
 @click.option("--cold", is_flag=True, help="Drop cached pages first: read from the device.")
+@click.option(
+    "--no-blocks",
+    "blocks",
+    is_flag=True,
+    flag_value=False,
+    default=True,
+    help="Insist on DVC's own digest for large files too; no block digests.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="No progress, and silence if all is clean.")
 @click.option("-v", "--verbose", is_flag=True, help="Show every finding.")
 def verify(
@@ -105,6 +113,7 @@ def verify(
     as_json: bool,
     receipt: str | None,
     cold: bool,
+    blocks: bool,
     quiet: bool,
     verbose: bool,
 ) -> int:
@@ -115,7 +124,7 @@ def verify(
     """
     try:
         report, repository = _verified(targets, rev, all_outs, store_name, jobs, receipt, cold,
-                                       quiet=quiet or as_json)  # fmt: skip
+                                       blocks, quiet=quiet or as_json)  # fmt: skip
     except IntegrityError as error:
         return _fail(error, as_json=as_json)
     status = _STATUS[report.verdict.value]
@@ -137,6 +146,7 @@ def _verified(
     jobs: int | None,
     receipt: str | None,
     cold: bool,
+    blocks: bool,
     *,
     quiet: bool,
 ) -> tuple[Report, Repository]:
@@ -151,7 +161,7 @@ def _verified(
         _refuse_receipt(repository, manifest, receipt)
     held = manifest.of(store.holds)
     with show_progress(len(held), held.total_bytes, quiet=quiet) as meter:
-        return hold(manifest, store, jobs=jobs, cold=cold, meter=meter), repository
+        return hold(manifest, store, jobs=jobs, cold=cold, meter=meter, blocks=blocks), repository
 
 
 def _refuse_receipt(repository: Repository, manifest: Manifest, receipt: str) -> None:
@@ -199,7 +209,7 @@ def _write(repository: Repository, report: Report, receipt: str) -> None:
     place = os.path.relpath(os.path.realpath(receipt), repository.root)
     stem = os.path.splitext(os.path.basename(place))[0][:LONGEST_STEM]
     name = f"{stem}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:12]}.json"
-    write_report(report, os.path.join(repository.root, ".dvc", "tmp", "integrity", "reports", name))
+    write_report(report, os.path.join(repository.scratch, "reports", name))
 
 
 def _unforeseen(error: Exception) -> IntegrityError:

@@ -1,9 +1,8 @@
 """Bytes and files to digests, many at a time.
 
-The interface is batch-shaped: an iterable of paths gives observations in the same order, so
-that whatever does the work underneath can keep every core and every lane busy. An
-observation says what was read and what the file system said before and after, on the same
-descriptor; it never says whether that is good.
+The interface is batch-shaped: an iterable of paths gives batches of observations, so that
+whatever does the work underneath can keep every core and every lane busy. An observation says
+what was read; it never says whether that is good.
 
 Promises: a special file never blocks, a failure on one file is a value and the rest goes on,
 memory does not grow with the number or the size of the files, and closing the iterator (or
@@ -16,31 +15,49 @@ import errno
 import importlib
 import os
 import stat
-import struct
 import threading
 from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from itertools import islice
-from typing import Any, NamedTuple
+from contextlib import closing
+from functools import partial
+from itertools import chain, islice, repeat
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dvc_integrity.digest import DIGEST_BYTES, Algorithm, Digest
+from dvc_integrity.observation import (
+    RECORD,
+    FileState,
+    Observation,
+    Observations,
+    SpecialFileError,
+)
 
 __all__ = [
-    "FileState",
+    "LARGE_BYTES",
+    "Chains",
+    "LargeFile",
+    "LargeFiles",
     "Meter",
-    "Observation",
-    "SpecialFileError",
+    "Paths",
+    "drop_cached_pages",
+    "file_state",
     "hash_buffers",
     "hash_chunks",
     "hash_files",
+    "kernel_name",
+    "open_file",
     "read_chunks",
     "read_file",
     "usable_cpus",
 ]
+
+LARGE_BYTES = 1 << 24
+"""Files of so many bytes or more come last, together: alone they would keep one lane busy."""
 
 PIECE_BYTES = 1 << 20
 """Bytes asked of the operating system at a time."""
@@ -72,17 +89,18 @@ BEST_KERNEL = -1
 AT_CURRENT_FOLDER = -100
 """``AT_FDCWD``: relative names start from the current folder."""
 
-_RECORD = struct.Struct("16s14q")
-"""digest, size, state before (six numbers), state after, errno: ``record`` in ``_lanes.c``."""
+_SPECIAL, _PUT_ASIDE = -1, -2
+"""What ``_lanes.c`` gives for a FIFO or a device, and for a file that is not below the limit."""
 
-_SPECIAL = -1
-"""What ``_lanes.c`` gives for a FIFO or a device, where errno would say too little."""
+_CHAIN_START = bytes.fromhex("0123456789abcdeffedcba9876543210")  # RFC 1321
+_CHAIN_BLOCK = 64
 
 _A_FOLDER = "is a folder, not a file"
 _A_SPECIAL_FILE = "is a special file (FIFO, socket or device)"
 _A_SOCKET = "is a socket or a device"
 
 _OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK  # a FIFO must not block
+_NO_ATIME = getattr(os, "O_NOATIME", 0)
 
 
 def _load_kernel() -> Any:
@@ -95,48 +113,6 @@ def _load_kernel() -> Any:
 
 
 _lanes = _load_kernel()
-
-
-class FileState(NamedTuple):
-    """What ``fstat`` said of an open file. Times are in nanoseconds."""
-
-    device: int
-    inode: int
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-    mode: int
-
-    @classmethod
-    def of(cls, result: os.stat_result) -> FileState:
-        """Keep the fields that tell whether a file was touched."""
-        return cls(
-            result.st_dev,
-            result.st_ino,
-            result.st_size,
-            result.st_mtime_ns,
-            result.st_ctime_ns,
-            result.st_mode,
-        )
-
-
-class Observation(NamedTuple):
-    """What one read of one file showed.
-
-    ``digest`` is None exactly when ``error`` is set. ``size`` counts the bytes that were read,
-    also when the read failed half way.
-    """
-
-    digest: bytes | None
-    size: int
-    before: FileState | None
-    after: FileState | None
-    error: OSError | None
-
-    @property
-    def stable(self) -> bool:
-        """Whether the file looked the same before and after it was read."""
-        return self.before == self.after
 
 
 class Meter:
@@ -154,8 +130,67 @@ class Meter:
             self.bytes += size
 
 
-class SpecialFileError(OSError):
-    """A FIFO, a socket or a device lies where a file should be."""
+class Paths:
+    """Many paths as one blob, as cheap as columns.
+
+    Parameters
+    ----------
+    names
+        Paths, each followed by NUL.
+    starts
+        Where each begins in ``names``; int64[n].
+    folder
+        What relative paths start from; by default the current folder.
+    """
+
+    def __init__(self, names: bytes, starts: NDArray[np.int64], folder: bytes = b"") -> None:
+        self.names = names
+        self.starts = starts
+        self.folder = folder
+
+    @classmethod
+    def of(cls, paths: Sequence[bytes]) -> Paths:
+        """Join paths that came one by one.
+
+        Raises
+        ------
+        ValueError
+            If one holds a NUL: it would be cut short, and another file be read.
+        """
+        names = b"\0".join(paths) + b"\0"
+        if names.count(b"\0") != len(paths):
+            raise ValueError("embedded null byte in a path")
+        lengths = np.fromiter(map(len, paths), np.int64, len(paths)) + 1
+        return cls(names, np.cumsum(lengths) - lengths)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, row: int) -> bytes:
+        start = int(self.starts[row])
+        name = self.names[start : self.names.index(b"\0", start)]
+        return os.path.join(self.folder, name) if self.folder else name
+
+    def part(self, start: int, stop: int) -> Paths:
+        """Return the paths at ``start`` to ``stop``; nothing is copied."""
+        return Paths(self.names, self.starts[start:stop], self.folder)
+
+
+class LargeFile(NamedTuple):
+    """A file that comes last: its position among the inputs, its path, and its size in bytes."""
+
+    position: int
+    path: bytes
+    size: int
+
+
+class LargeFiles(Protocol):
+    """Another way to read large files than from end to end."""
+
+    def observe(
+        self, files: Sequence[LargeFile], *, threads: int, cold: bool, meter: Meter | None
+    ) -> Iterator[Observations]:
+        """Read all of ``files``; each comes in some batch."""
 
 
 class _Stopped(Exception):  # noqa: N818 (a signal between threads, not an error)
@@ -169,14 +204,22 @@ def usable_cpus() -> int:
     return os.cpu_count() or 1
 
 
+def kernel_name() -> str:
+    """Return the name of what computes MD5 here: a kernel of ``_lanes``, or ``hashlib``."""
+    if _lanes is None:
+        return "hashlib"
+    return str([name for name in _lanes.kernels() if name][-1])
+
+
 def hash_files(
-    paths: Iterable[str | bytes],
+    paths: Iterable[str | bytes] | Paths,
     algorithm: Algorithm = Algorithm.MD5,
     *,
     jobs: int | None = None,
     cold: bool = False,
     meter: Meter | None = None,
-) -> Iterator[Observation]:
+    large: LargeFiles | None = None,
+) -> Iterator[Observations]:
     """Read and hash files on several threads.
 
     Parameters
@@ -192,16 +235,34 @@ def hash_files(
         the device (``posix_fadvise``, where the system has it).
     meter
         Totals to add to while the work goes on.
+    large
+        Reads the files of ``LARGE_BYTES`` or more.
 
     Yields
     ------
-    Observation
-        One per path, in the order of ``paths``.
+    Observations
+        Batches; together they have one row for each path. Small files come in the order of
+        ``paths``, large ones after them, the largest first.
     """
     threads = max(1, jobs or usable_cpus())
     if _lanes is not None and algorithm is Algorithm.MD5:
-        return _hash_in_lanes(paths, threads, cold, meter)
-    return _hash_one_by_one(paths, algorithm, threads, cold, meter)
+        read: Any = partial(_hash_in_lanes, threads=threads, cold=cold, meter=meter)
+    else:
+        read = partial(_hash_one_by_one, algorithm, threads=threads, cold=cold, meter=meter)
+    aside: list[LargeFile] = []
+    source = paths if isinstance(paths, Paths) else map(os.fsencode, paths)
+    with closing(read(source, aside=aside)) as batches:
+        yield from batches
+    if not aside:
+        return
+    aside.sort(key=lambda file: file.size, reverse=True)
+    if large is not None:
+        yield from large.observe(aside, threads=threads, cold=cold, meter=meter)
+        return
+    positions = np.array([file.position for file in aside], np.int64)
+    for seen in read([file.path for file in aside], aside=None):
+        seen.positions = positions[seen.positions]
+        yield seen
 
 
 def hash_buffers(
@@ -210,7 +271,7 @@ def hash_buffers(
     """Hash a batch of buffers in memory; one digest per buffer, in order."""
     if _lanes is None or algorithm is not Algorithm.MD5:
         return [_hash_buffer(buffer, algorithm) for buffer in buffers]
-    values = _lanes.hash_buffers(list(buffers), None, BEST_KERNEL)
+    values = _lanes.hash_buffers(list(buffers), BEST_KERNEL)
     return [
         Digest(algorithm, values[at : at + DIGEST_BYTES])
         for at in range(0, len(values), DIGEST_BYTES)
@@ -252,14 +313,13 @@ def read_file(
         that are returned: nothing is read twice.
     """
     try:
-        descriptor = _open(path)
+        descriptor, before = open_file(path)
         try:
-            before = _regular(descriptor, path)
             if cold:
-                _drop_cached_pages(descriptor)
+                drop_cached_pages(descriptor)
             with open(descriptor, "rb", buffering=0, closefd=False) as file:
                 data = file.readall()
-            after = FileState.of(os.fstat(descriptor))
+            after = file_state(descriptor)
         finally:
             os.close(descriptor)
     except OSError as error:
@@ -275,92 +335,184 @@ def read_chunks(path: str | bytes) -> Iterator[bytes]:
     OSError
         If it cannot be read, or is a folder or a special file.
     """
-    descriptor = _open(path)
+    descriptor, _ = open_file(path)
     try:
-        _regular(descriptor, path)
         while piece := os.read(descriptor, PIECE_BYTES):
             yield piece
     finally:
         os.close(descriptor)
 
 
+class Chains:
+    """MD5 of several streams that advance side by side, one chain a lane.
+
+    Parameters
+    ----------
+    count
+        How many streams; ``Chains.MOST`` are worth while at a time.
+    """
+
+    MOST = 32
+
+    def __init__(self, count: int) -> None:
+        self._hashers = None if _lanes else [Algorithm.MD5.hasher() for _ in range(count)]
+        self._states = bytearray(_CHAIN_START * count)
+        self._sizes = [0] * count
+
+    def update(self, pieces: Sequence[bytes | memoryview]) -> None:
+        """Take in a piece for each stream; its length is a multiple of 64 bytes, or 0."""
+        if self._hashers is None:
+            _lanes.advance(self._states, list(pieces), BEST_KERNEL)
+            for stream, piece in enumerate(pieces):
+                self._sizes[stream] += len(piece)
+            return
+        for hasher, piece in zip(self._hashers, pieces, strict=True):
+            hasher.update(piece)
+
+    def finish(self, stream: int, rest: bytes | memoryview) -> bytes:
+        """Return the digest of a stream that ends with ``rest``, and begin it anew."""
+        if self._hashers is not None:
+            hasher, self._hashers[stream] = self._hashers[stream], Algorithm.MD5.hasher()
+            hasher.update(rest)
+            return hasher.digest()
+        size = self._sizes[stream] + len(rest)
+        padding = b"\x80" + bytes((-size - 9) % _CHAIN_BLOCK) + (8 * size).to_bytes(8, "little")
+        at = slice(stream * DIGEST_BYTES, (stream + 1) * DIGEST_BYTES)
+        state = self._states[at]
+        _lanes.advance(state, [bytes(rest) + padding], BEST_KERNEL)
+        self._states[at], self._sizes[stream] = _CHAIN_START, 0
+        return bytes(state)
+
+
 def _hash_one_by_one(
-    paths: Iterable[str | bytes],
     algorithm: Algorithm,
+    paths: Iterable[bytes] | Paths,
+    *,
     threads: int,
     cold: bool,
     meter: Meter | None,
-) -> Iterator[Observation]:
+    aside: list[LargeFile] | None,
+) -> Iterator[Observations]:
     """Hash files over hashlib, each thread one file after the other."""
     stop = threading.Event()
-    source = iter(paths)
+    source = enumerate(_one_by_one(paths))
+    limit = None if aside is None else LARGE_BYTES
 
-    def work(batch: list[str | bytes]) -> list[Observation]:
+    def work(batch: list[tuple[int, bytes]]) -> list[Observation | LargeFile]:
         buffer = memoryview(bytearray(PIECE_BYTES))
-        return [_hash_file(path, algorithm, buffer, cold, meter, stop) for path in batch]
+        return [
+            _hash_file(position, path, algorithm, buffer, limit, cold, meter, stop)
+            for position, path in batch
+        ]
 
     executor = ThreadPoolExecutor(threads, thread_name_prefix="dvc-integrity-hash")
-    waiting: deque[Future[list[Observation]]] = deque()
+    waiting: deque[tuple[list[int], Future[list[Observation | LargeFile]]]] = deque()
     try:
         while True:
             while len(waiting) < threads * BATCHES_AHEAD:
                 batch = list(islice(source, BATCH_FILES))
                 if not batch:
                     break
-                waiting.append(executor.submit(work, batch))
+                positions = [position for position, _ in batch]
+                waiting.append((positions, executor.submit(work, batch)))
             if not waiting:
                 return
-            yield from waiting.popleft().result()
+            positions, future = waiting.popleft()
+            done = list(zip(positions, future.result(), strict=True))
+            if aside is not None:
+                aside += [each for _, each in done if isinstance(each, LargeFile)]
+            read = [pair for pair in done if isinstance(pair[1], Observation)]
+            yield Observations.of([at for at, _ in read], [seen for _, seen in read])  # type: ignore[misc]
     finally:
         stop.set()
         executor.shutdown(wait=True, cancel_futures=True)
 
 
 def _hash_in_lanes(
-    paths: Iterable[str | bytes], threads: int, cold: bool, meter: Meter | None
-) -> Iterator[Observation]:
+    paths: Iterable[bytes] | Paths,
+    *,
+    threads: int,
+    cold: bool,
+    meter: Meter | None,
+    aside: list[LargeFile] | None,
+) -> Iterator[Observations]:
     """Hash files with the native kernel: windows of files that all threads take from."""
-    source = map(os.fsencode, paths)
+    folder = AT_CURRENT_FOLDER
+    if isinstance(paths, Paths) and paths.folder:
+        try:
+            folder = os.open(paths.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            paths = _one_by_one(paths)  # each path says for itself what is wrong
+    source = _in_windows(paths)
     executor = ThreadPoolExecutor(threads, thread_name_prefix="dvc-integrity-hash")
     windows: deque[_Window] = deque()
-    size = FIRST_WINDOW_FILES
+    start = 0
+    limit = 0 if aside is None else LARGE_BYTES
     try:
         while True:
-            while len(windows) < WINDOWS_AHEAD and (names := list(islice(source, size))):
-                windows.append(_Window(names, executor, threads, cold))
-                size = WINDOW_FILES
+            for part in islice(source, WINDOWS_AHEAD - len(windows)):
+                windows.append(_Window(start, part, folder, executor, threads, cold, limit))
+                start += len(part)
             if not windows:
                 return
             windows[0].wait(meter)
-            yield from windows.popleft().observations()
+            window = windows.popleft()
+            if aside is not None:
+                aside += window.put_aside()
+            yield window.observations()
     finally:
         for window in windows:
             window.stop()
         executor.shutdown(wait=True, cancel_futures=True)
+        if folder != AT_CURRENT_FOLDER:
+            os.close(folder)
+
+
+def _in_windows(paths: Iterable[bytes] | Paths) -> Iterator[Paths]:
+    """Cut paths into windows of files."""
+    sizes = chain([FIRST_WINDOW_FILES], repeat(WINDOW_FILES))
+    if isinstance(paths, Paths):
+        start = 0
+        while start < len(paths):
+            size = next(sizes)
+            yield paths.part(start, start + size)
+            start += size
+        return
+    source = iter(paths)
+    while names := list(islice(source, next(sizes))):
+        yield Paths.of(names)
+
+
+def _one_by_one(paths: Iterable[bytes] | Paths) -> Iterable[bytes]:
+    return map(paths.__getitem__, range(len(paths))) if isinstance(paths, Paths) else paths
 
 
 class _Window:
     """Files that several threads hash together; each takes the next one as a lane falls free."""
 
     def __init__(
-        self, names: list[bytes], executor: ThreadPoolExecutor, threads: int, cold: bool
+        self,
+        start: int,
+        paths: Paths,
+        folder: int,
+        executor: ThreadPoolExecutor,
+        threads: int,
+        cold: bool,
+        limit: int,
     ) -> None:
-        blob = b"\0".join(names) + b"\0"
-        if blob.count(b"\0") != len(names):
-            raise ValueError("embedded null byte in a path")
-        self._names = names
-        self._records = bytearray(len(names) * _RECORD.size)
+        self._start = start
+        self._paths = paths
+        self._records = np.zeros(len(paths), RECORD)
         self._control = array("q", [0, 0, 0, 0])  # next file, files done, bytes read, stop
-        lengths = np.fromiter(map(len, names), np.int64, len(names)) + 1
         arguments: tuple[Any, ...] = (
-            blob,
-            (np.cumsum(lengths) - lengths).tobytes(),
-            None,
-            self._records,
+            paths.names,
+            np.ascontiguousarray(paths.starts),
+            self._records.view(np.uint8),
             self._control,
-            AT_CURRENT_FOLDER,
+            folder,
             cold,
-            -(-len(names) // threads),  # few files: a share of them for each thread
+            limit,
+            -(-len(paths) // threads),  # few files: a share of them for each thread
             BEST_KERNEL,
         )
         self._running = [executor.submit(_lanes.hash_files, *arguments) for _ in range(threads)]
@@ -382,17 +534,21 @@ class _Window:
         """Let the threads end after at most one step of the lanes."""
         self._control[3] = 1
 
-    def observations(self) -> Iterator[Observation]:
-        """Yield what was seen of each file, in order."""
-        for name, record in zip(self._names, _RECORD.iter_unpack(self._records), strict=True):
-            digest, size, error = record[0], record[1], record[14]
-            if error:
-                before = FileState(*record[2:8]) if record[3] else None
-                yield Observation(None, size, before, None, _system_error(error, name))
-            else:
-                before = FileState(*record[2:8])
-                after = before if record[2:8] == record[8:14] else FileState(*record[8:14])
-                yield Observation(digest, size, before, after, None)
+    def put_aside(self) -> Iterator[LargeFile]:
+        """Yield the files that were not below the limit."""
+        for row in np.flatnonzero(self._records["error"] == _PUT_ASIDE).tolist():
+            size = FileState(*self._records["before"][row].tolist()).size
+            yield LargeFile(self._start + row, self._paths[row], size)
+
+    def observations(self) -> Observations:
+        """Return what was seen of the other files, in order."""
+        read = np.flatnonzero(self._records["error"] != _PUT_ASIDE)
+        records = self._records if len(read) == len(self._records) else self._records[read]
+        errors = {
+            row: _system_error(int(records["error"][row]), self._paths[read[row]])
+            for row in np.flatnonzero(records["error"]).tolist()
+        }
+        return Observations(self._start + read, records, errors)
 
 
 def _system_error(number: int, name: bytes) -> OSError:
@@ -412,21 +568,24 @@ def _hash_buffer(buffer: bytes | bytearray | memoryview, algorithm: Algorithm) -
 
 
 def _hash_file(
-    path: str | bytes,
+    position: int,
+    path: bytes,
     algorithm: Algorithm,
     buffer: memoryview,
+    limit: int | None,
     cold: bool,
     meter: Meter | None,
     stop: threading.Event,
-) -> Observation:
+) -> Observation | LargeFile:
     size = 0
     before: FileState | None = None
     try:
-        descriptor = _open(path)
+        descriptor, before = open_file(path)
         try:
-            before = _regular(descriptor, path)
+            if limit is not None and before.size >= limit:
+                return LargeFile(position, path, before.size)
             if cold:
-                _drop_cached_pages(descriptor)
+                drop_cached_pages(descriptor)
             hasher = algorithm.hasher()
             while count := os.readv(descriptor, [buffer]):
                 if stop.is_set():
@@ -435,44 +594,73 @@ def _hash_file(
                 size += count
                 if meter:
                     meter.add(0, count)
-            after = FileState.of(os.fstat(descriptor))
+            after = file_state(descriptor)
         finally:
             os.close(descriptor)
     except OSError as error:
-        return Observation(None, size, before, None, error)
-    finally:
-        if meter:
-            meter.add(1, 0)
-    return Observation(hasher.digest(), size, before, after, None)
+        seen = Observation(None, size, before, None, error)
+    else:
+        seen = Observation(hasher.digest(), size, before, after, None)
+    if meter:
+        meter.add(1, 0)
+    return seen
 
 
-def _open(path: str | bytes) -> int:
-    try:
-        return os.open(path, _OPEN_FLAGS)
-    except OSError as error:
-        if error.errno == errno.ENXIO:  # what a socket, or a device without a driver, answers
-            raise SpecialFileError(errno.ENXIO, _A_SOCKET, path) from error
-        raise
-
-
-def _regular(descriptor: int, path: str | bytes) -> FileState:
-    """Return the state of an open regular file; refuse everything else.
+def open_file(path: str | bytes) -> tuple[int, FileState]:
+    """Open a regular file for reading; return its descriptor and state. It never blocks.
 
     Raises
     ------
     IsADirectoryError
         If it is a folder.
     SpecialFileError
-        If it is a FIFO or a device: such a thing has no content to hash.
+        If it is a FIFO, a socket or a device: such a thing has no content to hash.
+    OSError
+        If it cannot be opened.
     """
-    result = os.fstat(descriptor)
-    if stat.S_ISREG(result.st_mode):
-        return FileState.of(result)
-    if stat.S_ISDIR(result.st_mode):
+    try:
+        descriptor = _open_without_trace(path)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # what a socket, or a device without a driver, answers
+            raise SpecialFileError(errno.ENXIO, _A_SOCKET, path) from error
+        raise
+    try:
+        return descriptor, _regular(file_state(descriptor), path)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _regular(state: FileState, path: str | bytes) -> FileState:
+    if stat.S_ISDIR(state.mode):
         raise IsADirectoryError(errno.EISDIR, _A_FOLDER, path)
-    raise SpecialFileError(errno.EINVAL, _A_SPECIAL_FILE, path)
+    if not stat.S_ISREG(state.mode):
+        raise SpecialFileError(errno.EINVAL, _A_SPECIAL_FILE, path)
+    return state
 
 
-def _drop_cached_pages(descriptor: int) -> None:
+def file_state(descriptor: int) -> FileState:
+    """Return what tells whether an open file was touched.
+
+    Raises
+    ------
+    OSError
+        If the file system does not say.
+    """
+    return FileState.of(os.fstat(descriptor))
+
+
+def drop_cached_pages(descriptor: int) -> None:
+    """Ask the system to forget a file's pages, so that the next read goes to the device."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _open_without_trace(path: str | bytes) -> int:
+    """Open a file without a new access time, where its owner asks; else as it comes."""
+    try:
+        return os.open(path, _OPEN_FLAGS | _NO_ATIME)
+    except PermissionError as error:
+        if error.errno != errno.EPERM or not _NO_ATIME:
+            raise
+        return os.open(path, _OPEN_FLAGS)

@@ -10,8 +10,8 @@ import stat
 from collections.abc import Callable
 
 from dvc_integrity.digest import Digest
-from dvc_integrity.hashing import Observation, SpecialFileError
 from dvc_integrity.manifest import Entry
+from dvc_integrity.observation import Observation, SpecialFileError
 from dvc_integrity.report import Finding, Hint, Status
 
 __all__ = ["Explain", "has_execute_bit", "is_absent", "is_expected", "judge"]
@@ -95,13 +95,23 @@ def _judge_good_bytes(
     if entry.executable and not immutable and not has_execute_bit(seen):
         detail = "its bytes are good, but it lost the executable bit that DVC records"
         return _finding(entry, seen, Status.MODIFIED, detail)
-    if first.digest == seen.digest or _was_touched(first, seen):
+    if _read_the_same(first, seen) or _was_touched(first, seen):
         return None
+    gave = first.error or _digest(entry, first) or "other blocks"
     detail = (
-        f"a first read gave {first.error or _digest(entry, first)}, a second one past the page "
+        f"a first read gave {gave}, a second one past the page "
         f"cache gave the committed bytes: suspect the memory, the cable or the controller"
     )
     return _finding(entry, seen, Status.OK, detail, transient=True)
+
+
+def _read_the_same(first: Observation, second: Observation) -> bool:
+    """Return whether two reads showed the same bytes.
+
+    Blocks that are the same twice while the whole digest is good: the record of them was wrong.
+    """
+    same_blocks = first.blocks is not None and first.blocks == second.blocks
+    return first.digest == second.digest or same_blocks
 
 
 def _was_touched(first: Observation, second: Observation) -> bool:

@@ -181,13 +181,14 @@ class Manifest:
             path=os.fsdecode(self.path(index)),
             digest=Digest(algorithm, self.digests[index].tobytes()) if algorithm else None,
             size=None if size == UNKNOWN_SIZE else size,
-            executable=self.is_executable(index),
+            executable=bool(kind & _EXECUTABLE_BIT),
             out=self.outs[int(self.out_index[index])].path,
         )
 
-    def is_executable(self, index: int) -> bool:
-        """Return whether DVC records that entry ``index`` is executable."""
-        return bool(self.kinds[index] & _EXECUTABLE_BIT)
+    def are_executable(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return whether DVC records that the entries at ``rows`` are executable; bool[n]."""
+        executable: NDArray[np.bool_] = (self.kinds[rows] & _EXECUTABLE_BIT) != 0
+        return executable
 
     def path(self, index: int) -> bytes:
         """Return the path of entry ``index`` in the file system's bytes."""

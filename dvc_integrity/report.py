@@ -108,6 +108,9 @@ class Finding:
         The metadata in the work tree already records what was found: DVC took the change over.
     detail
         Why, in a few words.
+    ranges
+        Which bytes differ, as half-open ranges; known where the digests of a large file's
+        blocks had been recorded, and as fine as these.
     """
 
     path: str
@@ -119,6 +122,7 @@ class Finding:
     transient: bool = False
     adopted: bool = False
     detail: str = ""
+    ranges: tuple[tuple[int, int], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the finding as a JSON object."""
@@ -132,6 +136,7 @@ class Finding:
             "transient": self.transient,
             "adopted": self.adopted,
             "detail": self.detail,
+            "ranges": [list(each) for each in self.ranges],
         }
 
     @classmethod
@@ -147,6 +152,7 @@ class Finding:
             transient=document["transient"],
             adopted=document["adopted"],
             detail=document["detail"],
+            ranges=tuple((start, end) for start, end in document["ranges"]),
         )
 
 
@@ -210,22 +216,40 @@ def _describe(finding: Finding) -> str:
 
 @dataclass(slots=True)
 class Coverage:
-    """How many files and bytes were judged, by which evidence."""
+    """How many files and bytes were judged, by which evidence.
+
+    Attributes
+    ----------
+    files, bytes
+        Counts by evidence.
+    digests
+        Files and bytes that were hashed now, by the digest that was computed: one of DVC's
+        algorithms, or ``blocks`` (the digests of a large file's blocks).
+    """
 
     files: dict[Evidence, int] = field(default_factory=lambda: dict.fromkeys(Evidence, 0))
     bytes: dict[Evidence, int] = field(default_factory=lambda: dict.fromkeys(Evidence, 0))
+    digests: dict[str, tuple[int, int]] = field(default_factory=dict)
 
-    def add(self, evidence: Evidence, files: int, size: int) -> None:
-        """Count ``files`` files of ``size`` bytes in all."""
+    def add(self, evidence: Evidence, files: int, size: int, *, digest: str = "") -> None:
+        """Count ``files`` files of ``size`` bytes in all, hashed with ``digest`` if they were."""
         self.files[evidence] += files
         self.bytes[evidence] += size
+        if files and digest:
+            known_files, known_bytes = self.digests.get(digest, (0, 0))
+            self.digests[digest] = (known_files + files, known_bytes + size)
 
-    def to_json(self) -> dict[str, dict[str, int]]:
+    def to_json(self) -> dict[str, dict[str, Any]]:
         """Return the counts as a JSON object, one member per evidence."""
-        return {
+        document: dict[str, dict[str, Any]] = {
             evidence.value: {"files": self.files[evidence], "bytes": self.bytes[evidence]}
             for evidence in Evidence
         }
+        document[Evidence.REHASHED.value]["digests"] = {
+            digest: {"files": files, "bytes": size}
+            for digest, (files, size) in sorted(self.digests.items())
+        }
+        return document
 
 
 @dataclass(frozen=True, slots=True)

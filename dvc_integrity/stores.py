@@ -13,16 +13,18 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dvc_integrity.blocks import BlockRecords, BlockUse, BlockwiseFiles
 from dvc_integrity.digest import Algorithm, Digest
 from dvc_integrity.errors import StoreError, printable
-from dvc_integrity.hashing import Meter, Observation, hash_chunks, hash_files, read_chunks
+from dvc_integrity.hashing import Meter, Paths, hash_chunks, hash_files, read_chunks
 from dvc_integrity.manifest import Manifest, Out
+from dvc_integrity.observation import Observation, Observations
 from dvc_integrity.report import Hint
 
 __all__ = ["Connection", "ObjectStore", "Store", "Workspace"]
@@ -55,6 +57,10 @@ class Store(Protocol):
     def immutable(self) -> bool:
         """Whether a difference can only be corruption, because nobody writes there."""
 
+    @property
+    def blocks(self) -> BlockRecords | None:
+        """What is known of the blocks of large files, if anything can be."""
+
     def holds(self, out: Out) -> bool:
         """Return whether this store is to have the files of an output."""
 
@@ -67,8 +73,12 @@ class Store(Protocol):
         jobs: int | None = None,
         cold: bool = False,
         meter: Meter | None = None,
-    ) -> Iterator[Observation]:
-        """Read and hash the entries at ``rows``, all of one algorithm; observations in order."""
+        blocks: BlockUse = BlockUse.NONE,
+    ) -> Iterator[Observations]:
+        """Read and hash the entries at ``rows``, all of one algorithm.
+
+        Each of ``rows`` comes once, in any batch; ``positions`` are indices into ``rows``.
+        """
 
     def extras(self, manifest: Manifest) -> Iterator[tuple[str, OSError | None]]:
         """Yield paths that the manifest does not list in folders that it describes in full.
@@ -95,6 +105,8 @@ class Workspace:
     ignored
         Tells whether ``.dvcignore`` at a revision leaves a path (relative to the root) out;
         left behind when the store is pickled.
+    blocks
+        What is known of the blocks of large files.
     """
 
     name = "workspace"
@@ -106,13 +118,15 @@ class Workspace:
         *,
         hints: Hints | None = None,
         ignored: Callable[[str, str], bool] | None = None,
+        blocks: BlockRecords | None = None,
     ) -> None:
         self.root = os.path.abspath(root)
+        self.blocks = blocks
         self._hints = hints
         self._ignored = ignored
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"root": self.root, "_hints": None, "_ignored": None}
+        return {"root": self.root, "blocks": self.blocks, "_hints": None, "_ignored": None}
 
     def holds(self, out: Out) -> bool:  # noqa: ARG002 (every output has its files here)
         """Return True: every output has its files in the workspace."""
@@ -131,11 +145,12 @@ class Workspace:
         jobs: int | None = None,
         cold: bool = False,
         meter: Meter | None = None,
-    ) -> Iterator[Observation]:
+        blocks: BlockUse = BlockUse.NONE,
+    ) -> Iterator[Observations]:
         """Read and hash files of the work tree; links are followed, as DVC follows them."""
-        root = os.fsencode(self.root) + b"/"
-        paths = (root + path for path in _paths_at(manifest, rows))
-        return hash_files(paths, algorithm, jobs=jobs, cold=cold, meter=meter)
+        paths = Paths(manifest.blob, manifest.offsets[rows], os.fsencode(self.root))
+        large = _blockwise(self.blocks, blocks, manifest, rows, algorithm)
+        return hash_files(paths, algorithm, jobs=jobs, cold=cold, meter=meter, large=large)
 
     def listings(self, manifest: Manifest) -> Iterator[tuple[Out, Callable[..., Observation]]]:  # noqa: ARG002 (the protocol)
         """Yield nothing: a listing is an object of the cache, not a file of the work tree."""
@@ -258,14 +273,22 @@ class ObjectStore:
         Opens the store; called when it is first needed.
     has
         Tells whether the store is to have the files of an output.
+    blocks
+        What is known of the blocks of large files; looked at where the store is local.
     """
 
     immutable = True
 
     def __init__(
-        self, name: str, connect: Callable[[], Connection], has: Callable[[Out], bool]
+        self,
+        name: str,
+        connect: Callable[[], Connection],
+        has: Callable[[Out], bool],
+        *,
+        blocks: BlockRecords | None = None,
     ) -> None:
         self.name = name
+        self.blocks = blocks
         self._connect = connect
         self._has = has
         self._connection: Connection | None = None
@@ -310,13 +333,15 @@ class ObjectStore:
         jobs: int | None = None,
         cold: bool = False,
         meter: Meter | None = None,
-    ) -> Iterator[Observation]:
+        blocks: BlockUse = BlockUse.NONE,
+    ) -> Iterator[Observations]:
         """Read and hash the objects of the entries at ``rows``."""
         digests = (Digest(algorithm, manifest.digests[row].tobytes()) for row in rows)
         connection = self._connected()
         if connection.local:
             paths = (connection.locate(digest, False) for digest in digests)
-            return hash_files(paths, algorithm, jobs=jobs, cold=cold, meter=meter)
+            large = _blockwise(self.blocks, blocks, manifest, rows, algorithm)
+            return hash_files(paths, algorithm, jobs=jobs, cold=cold, meter=meter, large=large)
         return self._stream(digests, jobs or REMOTE_STREAMS, meter)
 
     def extras(self, manifest: Manifest) -> Iterator[tuple[str, OSError | None]]:  # noqa: ARG002 (the protocol)
@@ -335,11 +360,13 @@ class ObjectStore:
 
     def _stream(
         self, digests: Iterator[Digest], jobs: int, meter: Meter | None
-    ) -> Iterator[Observation]:
+    ) -> Iterator[Observations]:
         observe = partial(self._observe_object, meter=meter)
+        source = enumerate(digests)
         with ThreadPoolExecutor(jobs, thread_name_prefix="dvc-integrity-read") as executor:
-            while batch := list(islice(digests, jobs * 4)):
-                yield from executor.map(observe, batch)
+            while batch := list(islice(source, jobs * 4)):
+                positions, wanted = zip(*batch, strict=True)
+                yield Observations.of(positions, list(executor.map(observe, wanted)))
 
     def _observe_object(
         self,
@@ -352,7 +379,8 @@ class ObjectStore:
         connection = self._connected()
         if connection.local:
             place = connection.locate(digest, listing)
-            return next(hash_files([place], digest.algorithm, jobs=1, cold=cold, meter=meter))
+            (seen,) = chain(*hash_files([place], digest.algorithm, jobs=1, cold=cold, meter=meter))
+            return seen
         try:
             found, size = hash_chunks(self.read(digest, listing=listing), digest.algorithm, meter)
         except OSError as error:
@@ -366,6 +394,21 @@ class ObjectStore:
         if self._connection is None:
             self._connection = self._connect()
         return self._connection
+
+
+def _blockwise(
+    records: BlockRecords | None,
+    use: BlockUse,
+    manifest: Manifest,
+    rows: NDArray[np.int64],
+    algorithm: Algorithm,
+) -> BlockwiseFiles | None:
+    """Return what reads large files by blocks, where that is asked for and possible."""
+    if records is None or use is BlockUse.NONE or algorithm is not Algorithm.MD5:
+        return None
+    return BlockwiseFiles(
+        records, lambda at: Digest(algorithm, manifest.digests[rows[at]].tobytes()), use
+    )
 
 
 def _paths_at(manifest: Manifest, rows: NDArray[np.int64] | Sequence[int]) -> Iterator[bytes]:

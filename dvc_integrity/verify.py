@@ -1,12 +1,13 @@
 """Hold a store to a manifest: the loop around the judgement.
 
-Nearly every file is good, so the loop compares raw digests and calls the judgement only for
-the rest, after a second read past the page cache.
+Nearly every file is good, so the loop compares whole columns of digests and calls the
+judgement only for the rest, after a second read past the page cache.
 """
 
 from __future__ import annotations
 
 import platform
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,15 +18,20 @@ from importlib.metadata import version
 import numpy as np
 from numpy.typing import NDArray
 
+from dvc_integrity.blocks import BlockUse
 from dvc_integrity.digest import Algorithm
 from dvc_integrity.errors import NothingToVerify, printable
-from dvc_integrity.hashing import Meter, Observation
-from dvc_integrity.judgement import has_execute_bit, is_absent, is_expected, judge
+from dvc_integrity.hashing import Meter
+from dvc_integrity.judgement import is_absent, is_expected, judge
 from dvc_integrity.manifest import UNKNOWN_SIZE, Entry, Manifest
+from dvc_integrity.observation import Observation, Observations
 from dvc_integrity.report import Coverage, Evidence, Finding, Hint, ManifestSummary, Report, Status
 from dvc_integrity.stores import Store
 
 __all__ = ["verify"]
+
+BY_BLOCKS = "blocks"
+"""What coverage calls files that were compared block by block."""
 
 
 def verify(
@@ -35,10 +41,12 @@ def verify(
     jobs: int | None = None,
     cold: bool = False,
     meter: Meter | None = None,
+    blocks: bool = True,
 ) -> Report:
     """Read every file of a manifest in a store, and judge it.
 
-    Nothing is written anywhere. What cannot be told is a finding, never an exception.
+    Nothing is written to the store; the digests of large files' blocks are kept beside DVC's
+    temporary files. What cannot be told is a finding, never an exception.
 
     Parameters
     ----------
@@ -52,6 +60,9 @@ def verify(
         Drop cached pages first, so that the bytes come from the device.
     meter
         Totals to add to while the work goes on.
+    blocks
+        Compare large files block by block where their blocks are on record, and record them
+        where not. False: insist on DVC's own digest, and record nothing.
 
     Returns
     -------
@@ -77,7 +88,7 @@ def verify(
         *_listings(manifest, store),
     ]
     for algorithm in Algorithm:
-        reading = _Reading(manifest, store, algorithm, jobs, cold, meter)
+        reading = _Reading(manifest, store, algorithm, jobs, cold, meter, blocks)
         findings += reading.findings(manifest.rows(algorithm), coverage)
     if not len(manifest) and not findings:
         raise NothingToVerify(_nothing_to_verify(asked, store))
@@ -108,56 +119,79 @@ class _Reading:
         jobs: int | None,
         cold: bool,
         meter: Meter | None,
+        blocks: bool,
     ) -> None:
         self._manifest = manifest
         self._store = store
+        self._algorithm = algorithm
         self._observe = partial(store.observe, manifest, algorithm=algorithm, jobs=jobs)
         self._cold = cold
         self._meter = meter
+        self._blocks = blocks
 
     def findings(self, rows: NDArray[np.int64], coverage: Coverage) -> Iterator[Finding]:
         """Read the entries at ``rows`` and yield what is not good about them."""
         suspects: list[tuple[int, Observation]] = []
-        observations = self._observe(rows=rows, cold=self._cold, meter=self._meter)
-        for row, seen in zip(rows.tolist(), observations, strict=True):
-            if _is_good(self._manifest, row, seen, self._store.immutable):
-                _count(coverage, seen)
-            else:
-                suspects.append((row, seen))
-            if len(suspects) == self.SUSPECTS_AT_A_TIME:
-                yield from self._judge(suspects, coverage)
-                suspects = []
+        seen_files = 0
+        use = BlockUse.CHECK if self._blocks else BlockUse.NONE
+        for batch in self._observe(rows=rows, cold=self._cold, meter=self._meter, blocks=use):
+            at = rows[batch.positions]
+            good = _are_good(self._manifest, at, batch, self._store.immutable)
+            digest = BY_BLOCKS if batch.by_blocks else self._algorithm.value
+            size = int(batch.sizes[good].sum())
+            coverage.add(Evidence.REHASHED, int(good.sum()), size, digest=digest)
+            seen_files += len(batch)
+            for position in np.flatnonzero(~good).tolist():
+                suspects.append((int(at[position]), batch[position]))
+                if len(suspects) == self.SUSPECTS_AT_A_TIME:
+                    yield from self._judge(suspects, coverage)
+                    suspects = []
         yield from self._judge(suspects, coverage)
+        if seen_files != len(rows):
+            raise RuntimeError(f"{len(rows)} files were to be read, {seen_files} were")
 
     def _judge(
         self, suspects: list[tuple[int, Observation]], coverage: Coverage
     ) -> Iterator[Finding]:
-        again = [row for row, seen in suspects if not is_absent(seen.error)]
-        second = dict(
-            zip(again, self._observe(rows=np.array(again, np.int64), cold=True), strict=True)
-        )
-        for row, seen in suspects:
-            _count(coverage, second.get(row, seen))
+        again = np.array([row for row, seen in suspects if not is_absent(seen.error)], np.int64)
+        use = BlockUse.RECORD if self._blocks else BlockUse.NONE  # the whole digest decides
+        second = {
+            int(again[position]): seen
+            for batch in self._observe(rows=again, cold=True, blocks=use)
+            for position, seen in zip(batch.positions.tolist(), batch, strict=True)
+        }
+        for row, first in suspects:
+            seen = second.get(row, first)
+            if seen.error:
+                coverage.add(Evidence.UNREAD, 1, 0)
+            else:
+                coverage.add(Evidence.REHASHED, 1, seen.size, digest=self._algorithm.value)
             entry = self._manifest[row]
             explain = partial(self._store.explain, entry.path, entry.digest)
             immutable = self._store.immutable
-            finding = judge(entry, seen, second.get(row), explain, immutable=immutable)
+            finding = judge(entry, first, second.get(row), explain, immutable=immutable)
             if finding is not None:
-                yield finding
+                yield replace(finding, ranges=self._differing(entry, seen))
+
+    def _differing(self, entry: Entry, seen: Observation) -> tuple[tuple[int, int], ...]:
+        """Return which bytes of a file differ, where its blocks are on record."""
+        if seen.blocks is None or entry.digest is None or self._store.blocks is None:
+            return ()
+        expected = self._store.blocks.find(entry.digest)
+        return expected.differing(seen.blocks, seen.size) if expected else ()
 
 
-def _is_good(manifest: Manifest, row: int, seen: Observation, immutable: bool) -> bool:
-    """Whether the fast comparison settles it; the judgement decides on all else."""
-    if seen.digest != manifest.digests[row].tobytes() or not seen.stable:
-        return False
-    if manifest.sizes[row] not in (UNKNOWN_SIZE, seen.size):
-        return False
-    return immutable or not manifest.is_executable(row) or has_execute_bit(seen)
-
-
-def _count(coverage: Coverage, seen: Observation) -> None:
-    evidence = Evidence.UNREAD if seen.error else Evidence.REHASHED
-    coverage.add(evidence, 1, 0 if seen.error else seen.size)
+def _are_good(
+    manifest: Manifest, rows: NDArray[np.int64], seen: Observations, immutable: bool
+) -> NDArray[np.bool_]:
+    """Return which of ``seen`` the fast comparison settles; the judgement decides on all else."""
+    sizes = manifest.sizes[rows]
+    good: NDArray[np.bool_] = (manifest.digests[rows] == seen.digests).all(axis=1)
+    good &= ~seen.failed & seen.stable
+    good &= (sizes == UNKNOWN_SIZE) | (sizes == seen.sizes)
+    if not immutable:
+        good &= ~manifest.are_executable(rows) | (seen.modes & stat.S_IXUSR != 0)
+    return good
 
 
 def _unverifiable(manifest: Manifest, coverage: Coverage) -> Iterator[Finding]:

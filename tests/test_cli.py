@@ -44,6 +44,7 @@ REPORT_KEYS = {
     "started", "seconds", "versions",
 }  # fmt: skip
 FINDING_KEYS = {"path", "out", "status", "expected", "found", "size", "transient", "detail"}
+REHASHED = {"files": 4, "bytes": 21, "digests": {"md5": {"files": 4, "bytes": 21}}}
 EVIDENCE = {"rehashed", "attested", "reused", "unread"}
 
 OSC = "\x1b]0;owned\x07"
@@ -387,7 +388,7 @@ def test_the_report_has_the_keys_of_the_contract(tracked: Project, run: Run) -> 
     assert ["data", "one.txt"] == report["targets"]
     assert {"digest", "files", "bytes"} == set(report["manifest"])
     assert EVIDENCE == set(report["coverage"])
-    assert {"files": 4, "bytes": 21} == report["coverage"]["rehashed"]
+    assert REHASHED == report["coverage"]["rehashed"]
     assert {"files": 0, "bytes": 0} == report["coverage"]["unread"]
     assert {"dvc-integrity", "dvc", "python"} <= set(report["versions"])
 
@@ -583,7 +584,7 @@ def test_a_good_store_is_clean(run: Run, store: str) -> None:
     report = run("verify", "--store", store, "--json").document
     name = "cache" if store == "cache" else "remote:disk"
     assert ("clean", name) == (report["verdict"], report["store"])
-    assert {"files": 4, "bytes": 21} == report["coverage"]["rehashed"]
+    assert REHASHED == report["coverage"]["rehashed"]
 
 
 def store_of(tracked: Project, remote: Path, name: str) -> Path:
@@ -716,7 +717,7 @@ def test_targets_are_relative_to_the_current_folder(
 def test_several_targets_are_judged_together_and_once(run: Run) -> None:
     """Targets that overlap count a file once."""
     report = run("verify", "--json", "data", "data/a.bin", "one.txt").document
-    assert {"files": 4, "bytes": 21} == report["coverage"]["rehashed"]
+    assert REHASHED == report["coverage"]["rehashed"]
 
 
 def test_only_what_is_asked_for_is_judged(tracked: Project, run: Run) -> None:

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import pytest
 
 from dvc_integrity.digest import Algorithm, Digest
-from dvc_integrity.hashing import FileState, Observation
 from dvc_integrity.judgement import has_execute_bit, is_absent, is_expected, judge
 from dvc_integrity.manifest import Entry
+from dvc_integrity.observation import FileState, Observation
 from dvc_integrity.report import Finding, Hint, Status
 
 GOOD, BAD, WORSE = b"G" * 16, b"B" * 16, b"W" * 16

@@ -18,9 +18,11 @@ import faults
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from observing import observe
 
 from dvc_integrity import hashing
-from dvc_integrity.hashing import Meter, Observation, hash_buffers, hash_files
+from dvc_integrity.hashing import Meter, hash_buffers, hash_files
+from dvc_integrity.observation import Observation
 
 if os.environ.get(hashing.KERNEL_VARIABLE):
     pytest.skip("the native kernel is kept out of use", allow_module_level=True)
@@ -64,16 +66,14 @@ def some_bytes(size: int, seed: int = 0) -> bytes:
 @every_kernel
 def test_the_vectors_of_the_standard(kernel: int) -> None:
     """RFC 1321 gives seven messages and their digests."""
-    assert bytes.fromhex("".join(RFC_1321.values())) == lanes.hash_buffers(
-        list(RFC_1321), None, kernel
-    )
+    assert bytes.fromhex("".join(RFC_1321.values())) == lanes.hash_buffers(list(RFC_1321), kernel)
 
 
 @every_kernel
 def test_every_length_up_to_1100(kernel: int) -> None:
     """Every position of the padding, and one to eighteen blocks."""
     buffers = [some_bytes(size) for size in range(1101)]
-    assert joined(buffers) == lanes.hash_buffers(buffers, None, kernel)
+    assert joined(buffers) == lanes.hash_buffers(buffers, kernel)
 
 
 @every_kernel
@@ -82,7 +82,7 @@ def test_lengths_around_each_power_of_two(kernel: int) -> None:
     sizes = [(1 << power) + delta for power in range(11, 25) for delta in (-1, 0, 1)]
     whole = some_bytes(max(sizes))
     buffers = [whole[:size] for size in sizes]
-    assert joined(buffers) == lanes.hash_buffers(buffers, None, kernel)
+    assert joined(buffers) == lanes.hash_buffers(buffers, kernel)
 
 
 @every_kernel
@@ -90,7 +90,7 @@ def test_buffers_need_no_alignment(kernel: int) -> None:
     """A buffer may begin at any address."""
     whole = memoryview(some_bytes(5000))
     buffers = [whole[start : start + 4000] for start in range(64)]
-    assert joined([bytes(each) for each in buffers]) == lanes.hash_buffers(buffers, None, kernel)
+    assert joined([bytes(each) for each in buffers]) == lanes.hash_buffers(buffers, kernel)
 
 
 @every_kernel
@@ -99,7 +99,7 @@ def test_every_number_of_inputs(kernel: int, count: int) -> None:
     """Lanes full, half full and alone, with inputs of unlike sizes."""
     sizes = random.Random(count)
     buffers = [some_bytes(sizes.randrange(40_000), seed) for seed in range(count)]
-    assert joined(buffers) == lanes.hash_buffers(buffers, None, kernel)
+    assert joined(buffers) == lanes.hash_buffers(buffers, kernel)
 
 
 @settings(deadline=None)
@@ -107,28 +107,14 @@ def test_every_number_of_inputs(kernel: int, count: int) -> None:
 def test_any_inputs_equal_hashlib(buffers: list[bytes]) -> None:
     """Whatever the bytes and their number, on every kernel."""
     for kernel in KERNELS:
-        assert joined(buffers) == lanes.hash_buffers(buffers, None, kernel)
-
-
-def test_an_order_changes_nothing_but_the_order_of_work() -> None:
-    """Digests come in the order of the buffers, not in the order of the work."""
-    buffers = [some_bytes(size) for size in (7, 70_000, 0, 64, 9_000)]
-    order = array("q", [1, 4, 3, 0, 2])
-    assert joined(buffers) == lanes.hash_buffers(buffers, order, -1)
-
-
-@pytest.mark.parametrize("order", [[0], [0, 1, 2], [0, 2], [-1, 0]])
-def test_an_order_that_does_not_fit_is_refused(order: list[int]) -> None:
-    """It would read outside of the inputs."""
-    with pytest.raises(ValueError, match=r"fit|not there"):
-        lanes.hash_buffers([b"a", b"b"], array("q", order), -1)
+        assert joined(buffers) == lanes.hash_buffers(buffers, kernel)
 
 
 @pytest.mark.parametrize("kernel", [len(lanes.kernels()), 99])
 def test_an_unknown_kernel_is_refused(kernel: int) -> None:
     """Instructions that the processor lacks are never run."""
     with pytest.raises(ValueError, match="kernel"):
-        lanes.hash_buffers([b"a"], None, kernel)
+        lanes.hash_buffers([b"a"], kernel)
 
 
 def test_no_reference_is_kept() -> None:
@@ -136,9 +122,9 @@ def test_no_reference_is_kept() -> None:
     buffer, text = bytearray(b"x" * 100), "no buffer"
     before = sys.getrefcount(buffer), sys.getrefcount(text)
     for _ in range(100):
-        lanes.hash_buffers([buffer] * 20, None, -1)
+        lanes.hash_buffers([buffer] * 20, -1)
         with pytest.raises(TypeError):
-            lanes.hash_buffers([buffer, text], None, -1)
+            lanes.hash_buffers([buffer, text], -1)
     assert before == (sys.getrefcount(buffer), sys.getrefcount(text))
     buffer.append(1)  # an export that was left would forbid this
 
@@ -152,7 +138,7 @@ def test_threads_do_not_disturb_each_other() -> None:
     def work() -> None:
         wrong.extend(
             found
-            for found in (lanes.hash_buffers(buffers, None, -1) for _ in range(20))
+            for found in (lanes.hash_buffers(buffers, -1) for _ in range(20))
             if found != expected
         )
 
@@ -176,7 +162,7 @@ def test_the_interface_uses_it() -> None:
 def without_kernel(paths: list[Path], **options: object) -> list[Observation]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hashing, "_lanes", None)
-        return list(hash_files(map(os.fspath, paths), **options))  # type: ignore[arg-type]
+        return observe(map(os.fspath, paths), **options)
 
 
 def alike(one: Observation, other: Observation) -> bool:
@@ -214,7 +200,7 @@ def test_observations_equal_those_of_the_fallback(
 ) -> None:
     """Digest, size, both states and the error of each path, in the order of the paths."""
     expected = without_kernel(odd_files, jobs=jobs, cold=cold)
-    found = list(hash_files(map(os.fspath, odd_files), jobs=jobs, cold=cold))
+    found = observe(map(os.fspath, odd_files), jobs=jobs, cold=cold)
     assert len(odd_files) == len(found)
     assert [] == [
         path for path, *both in zip(odd_files, expected, found, strict=True) if not alike(*both)
@@ -226,7 +212,7 @@ def test_every_kernel_reads_files_alike(kernel: int, odd_files: list[Path]) -> N
     """The scheduler feeds eight lanes as it feeds thirty-two."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hashing, "BEST_KERNEL", kernel)
-        found = list(hash_files(map(os.fspath, odd_files), jobs=1))
+        found = observe(map(os.fspath, odd_files), jobs=1)
     expected = without_kernel(odd_files)
     assert [each.digest for each in expected] == [each.digest for each in found]
 
@@ -237,7 +223,7 @@ def test_more_files_than_a_window(tmp_path: Path) -> None:
     for number in range(hashing.FIRST_WINDOW_FILES + hashing.WINDOW_FILES + 5):
         paths.append(tmp_path / f"{number}")
         paths[-1].write_bytes(b"%d" % number)
-    found = list(hash_files(map(os.fspath, paths)))
+    found = observe(map(os.fspath, paths))
     assert [md5(b"%d" % number) for number in range(len(paths))] == [each.digest for each in found]
 
 
@@ -247,7 +233,7 @@ def test_few_descriptors_are_enough(odd_files: list[Path]) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 24, hard))
     try:
-        found = list(hash_files(map(os.fspath, odd_files), jobs=4))
+        found = observe(map(os.fspath, odd_files), jobs=4)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert [each.digest for each in expected] == [each.digest for each in found]
@@ -267,7 +253,7 @@ def test_no_descriptor_stays_open(odd_files: list[Path]) -> None:
 def test_the_meter_counts_every_byte(odd_files: list[Path]) -> None:
     """Totals at the end are the files that were asked for and the bytes that were read."""
     meter = Meter()
-    found = list(hash_files(map(os.fspath, odd_files), meter=meter))
+    found = observe(map(os.fspath, odd_files), meter=meter)
     assert (len(odd_files), sum(each.size for each in found)) == (meter.files, meter.bytes)
 
 
@@ -275,9 +261,9 @@ def test_one_changed_bit_changes_the_digest(tmp_path: Path) -> None:
     """A flip that leaves size, mode and time as they are is seen in the digest alone."""
     path = tmp_path / "file"
     path.write_bytes(some_bytes(300_000))
-    (before,) = hash_files([os.fspath(path)])
+    (before,) = observe([os.fspath(path)])
     faults.flip_bit(path)
-    (after,) = hash_files([os.fspath(path)])
+    (after,) = observe([os.fspath(path)])
     assert before.digest != after.digest
     assert md5(path.read_bytes()) == after.digest
 
@@ -298,7 +284,7 @@ def test_a_file_that_grows_meanwhile_is_unstable(tmp_path: Path) -> None:
     writer = threading.Thread(target=grow)
     writer.start()
     try:
-        (seen,) = hash_files([os.fspath(path)])
+        (seen,) = observe([os.fspath(path)])
     finally:
         grown.set()
         writer.join()
@@ -307,7 +293,7 @@ def test_a_file_that_grows_meanwhile_is_unstable(tmp_path: Path) -> None:
 
 def test_a_read_error_is_a_value() -> None:
     """A file whose reading fails half way gives its errno, and the others their digests."""
-    (bad, good) = hash_files(["/proc/self/mem", "/proc/self/cmdline"])
+    (bad, good) = observe(["/proc/self/mem", "/proc/self/cmdline"])
     assert bad.digest is None
     assert bad.error is not None
     assert errno.EIO == bad.error.errno
@@ -323,7 +309,7 @@ def test_a_device_that_fails_half_way_is_a_value(tmp_path: Path) -> None:
         pytest.skip("this machine forbids strace")
     code = (
         "import sys; from dvc_integrity.hashing import hash_files\n"
-        "(seen,) = hash_files([sys.argv[1]])\n"
+        "(seen,) = next(hash_files([sys.argv[1]]))\n"
         "print(seen.digest, seen.size, seen.error.errno)"
     )
     done = subprocess.run(
@@ -338,7 +324,7 @@ def test_a_device_that_fails_half_way_is_a_value(tmp_path: Path) -> None:
 def test_a_name_with_nul_is_refused() -> None:
     """It would be cut short, and another file be read."""
     with pytest.raises(ValueError, match="null"):
-        list(hash_files([b"/etc/passwd\0.txt"]))
+        observe([b"/etc/passwd\0.txt"])
 
 
 def test_arguments_that_do_not_fit_are_refused() -> None:
@@ -346,7 +332,7 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
     records, control = bytearray(128), array("q", [0] * 4)
     for names, offsets in ((b"a\0", [2]), (b"a\0", [-1]), (b"a", [0]), (b"a\0", [0, 1])):
         with pytest.raises(ValueError, match=r"fit|outside|end"):
-            lanes.hash_files(names, array("q", offsets), None, records, control, -100, False, 0, -1)
+            lanes.hash_files(names, array("q", offsets), records, control, -100, False, 0, 0, -1)
 
 
 def test_hashlib_serves_where_it_is_not_built() -> None:

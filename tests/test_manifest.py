@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -238,7 +239,7 @@ def test_rows_are_parted_by_algorithm(files: dict[str, Facts]) -> None:
         ]
         assert expected == manifest.rows(algorithm).tolist()
     assert [entry.executable for entry in manifest] == [
-        manifest.is_executable(row) for row in range(len(manifest))
+        *manifest.are_executable(np.arange(len(manifest))).tolist()
     ]
 
 

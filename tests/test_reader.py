@@ -22,8 +22,8 @@ from projects import Tree, listing, md5
 
 import dvc_integrity as di
 from dvc_integrity import reader as reader_module
-from dvc_integrity.hashing import Observation
 from dvc_integrity.manifest import Manifest, ManifestBuilder, Out
+from dvc_integrity.observation import Observation
 from dvc_integrity.report import Finding, Hint, Status
 from dvc_integrity.stores import Workspace
 

@@ -168,9 +168,13 @@ def test_the_json_report_is_as_documented() -> None:
         transient=False,
         adopted=False,
         detail="why",
+        ranges=((0, 1 << 20),),
     )
+    coverage = covering(unread=1)
+    coverage.add(Evidence.REHASHED, 1, 4, digest="md5")
+    coverage.add(Evidence.REHASHED, 1, 16, digest="blocks")
     document = replace(
-        report(coverage=covering(rehashed=2, unread=1)),
+        report(coverage=coverage),
         findings=(one, finding(Status.MISSING, "data/b")),
         left_out=("not-cached",),
     ).to_json()
@@ -182,7 +186,14 @@ def test_the_json_report_is_as_documented() -> None:
         "targets": ["data"],
         "manifest": {"digest": "f" * 64, "files": 3, "bytes": None},
         "coverage": {
-            "rehashed": {"files": 2, "bytes": 20},
+            "rehashed": {
+                "files": 2,
+                "bytes": 20,
+                "digests": {
+                    "blocks": {"files": 1, "bytes": 16},
+                    "md5": {"files": 1, "bytes": 4},
+                },
+            },
             "attested": {"files": 0, "bytes": 0},
             "reused": {"files": 0, "bytes": 0},
             "unread": {"files": 1, "bytes": 10},
@@ -198,6 +209,7 @@ def test_the_json_report_is_as_documented() -> None:
                 "transient": False,
                 "adopted": False,
                 "detail": "why",
+                "ranges": [[0, 1048576]],
             },
             {
                 "path": "data/b",
@@ -209,6 +221,7 @@ def test_the_json_report_is_as_documented() -> None:
                 "transient": False,
                 "adopted": False,
                 "detail": "",
+                "ranges": [],
             },
         ],
         "started": "2026-01-02T03:04:05+00:00",
@@ -244,9 +257,11 @@ def test_a_finding_survives_a_pickle(one: Finding) -> None:
 def test_coverage_adds_up() -> None:
     """Counts of one evidence add up and leave the others alone."""
     coverage = covering(rehashed=2)
-    coverage.add(Evidence.REHASHED, 1, 5)
-    assert {"files": 3, "bytes": 25} == coverage.to_json()["rehashed"]
-    assert 3 == sum(coverage.files.values())
+    coverage.add(Evidence.REHASHED, 1, 5, digest="md5")
+    coverage.add(Evidence.REHASHED, 2, 7, digest="md5")
+    digests = {"md5": {"files": 3, "bytes": 12}}
+    assert {"files": 5, "bytes": 32, "digests": digests} == coverage.to_json()["rehashed"]
+    assert 5 == sum(coverage.files.values())
     assert Coverage().files is not Coverage().files
 
 

@@ -20,13 +20,15 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from observing import in_order
 from projects import Tree, listing, md5
 
 from dvc_integrity import stores
 from dvc_integrity.digest import Algorithm, Digest
 from dvc_integrity.errors import StoreError
-from dvc_integrity.hashing import Meter, Observation
+from dvc_integrity.hashing import Meter
 from dvc_integrity.manifest import Manifest, ManifestBuilder, Out
+from dvc_integrity.observation import Observation
 from dvc_integrity.report import Hint
 from dvc_integrity.stores import Connection, ObjectStore, Workspace
 
@@ -139,7 +141,7 @@ def test_a_store_observes_its_entries_in_order(
     expected = [(hashlib.md5(FILES[path]).digest(), len(FILES[path])) for path in sorted(FILES)]
     for rows in ([0, 1, 2, 3], [1, 3], [2], []):
         meter = Meter()
-        seen = list(
+        seen = in_order(
             store.observe(
                 manifest, np.array(rows, np.int64), Algorithm.MD5, jobs=jobs, cold=cold, meter=meter
             )
@@ -155,7 +157,9 @@ def test_a_store_shows_other_bytes_as_they_are(kind: str, tmp_path: Path) -> Non
     case = CASES[kind](tmp_path, FILES)
     case.put("a", b"alphA")
     case.put("sub/c", None)
-    seen = list(case.store.observe(manifest_of(FILES), rows_of(manifest_of(FILES)), Algorithm.MD5))
+    seen = in_order(
+        case.store.observe(manifest_of(FILES), rows_of(manifest_of(FILES)), Algorithm.MD5)
+    )
     assert [hashlib.md5(b"alphA").digest(), None] == [seen[0].digest, seen[2].digest]
     assert isinstance(seen[2].error, FileNotFoundError)
     assert [None, None] == [seen[1].error, seen[3].error]
@@ -167,7 +171,7 @@ def test_a_store_keeps_the_order_of_many(kind: str, tmp_path: Path) -> None:
     files = {f"{row:04}": b"%d" % row * (row % 40) for row in range(300)}
     manifest = manifest_of(files)
     store = CASES[kind](tmp_path, files).store
-    observations = store.observe(manifest, rows_of(manifest), Algorithm.MD5, jobs=4)
+    observations = in_order(store.observe(manifest, rows_of(manifest), Algorithm.MD5, jobs=4))
     assert [each.value for each in map(_digest, sorted(files.items()))] == [
         each.digest for each in observations
     ]
@@ -183,7 +187,7 @@ def test_a_store_is_left_as_it_was(kind: str, tmp_path: Path) -> None:
     manifest = manifest_of(FILES)
     store = CASES[kind](tmp_path, FILES).store
     before = faults.snapshot(tmp_path)
-    list(store.observe(manifest, rows_of(manifest), Algorithm.MD5, cold=True))
+    in_order(store.observe(manifest, rows_of(manifest), Algorithm.MD5, cold=True))
     list(store.extras(manifest))
     [observe(cold=True) for _, observe in store.listings(manifest)]
     store.explain("data/a", manifest[0].digest, None)
@@ -453,7 +457,7 @@ def test_a_store_is_opened_when_it_is_needed_and_once(tmp_path: Path) -> None:
     assert ("remote:far", []) == (store.name, calls)
     manifest = manifest_of(FILES)
     for _ in range(3):
-        list(store.observe(manifest, rows_of(manifest), Algorithm.MD5))
+        in_order(store.observe(manifest, rows_of(manifest), Algorithm.MD5))
         [observe() for _, observe in store.listings(manifest)]
     assert [1] == calls
 
@@ -480,7 +484,7 @@ def test_an_object_that_cannot_be_read_is_a_value() -> None:
     """An OSError of the remote is an observation, for every object of its own."""
     manifest = manifest_of(FILES)
     store = failing(PermissionError(errno.EACCES, "Forbidden"))
-    seen = list(store.observe(manifest, rows_of(manifest), Algorithm.MD5))
+    seen = in_order(store.observe(manifest, rows_of(manifest), Algorithm.MD5))
     assert [errno.EACCES] * 4 == [each.error and each.error.errno for each in seen]
     ((_, observe),) = store.listings(manifest)
     listed = observe()
@@ -491,7 +495,7 @@ def test_a_remote_that_fails_in_its_own_way_gives_unreadable_objects() -> None:
     """Any other exception is EIO of that object, with what the remote said, harmlessly."""
     manifest = manifest_of(FILES)
     store = failing(LookupError("token \x1b[31m expired"))
-    seen = list(store.observe(manifest, rows_of(manifest), Algorithm.MD5))
+    seen = in_order(store.observe(manifest, rows_of(manifest), Algorithm.MD5))
     seen += [observe() for _, observe in store.listings(manifest)]
     assert {errno.EIO} == {each.error and each.error.errno for each in seen}
     assert all(r"token \x1b[31m expired" in str(each.error) for each in seen)
@@ -507,7 +511,7 @@ def test_a_store_that_cannot_be_opened_is_a_store_error() -> None:
     store = ObjectStore("remote:far", connect, lambda _: True)
     manifest = manifest_of(FILES)
     with pytest.raises(StoreError, match="cannot be used"):
-        list(store.observe(manifest, rows_of(manifest), Algorithm.MD5))
+        in_order(store.observe(manifest, rows_of(manifest), Algorithm.MD5))
     with pytest.raises(StoreError, match="cannot be used"):
         [observe() for _, observe in store.listings(manifest)]
 
@@ -524,7 +528,7 @@ def test_a_special_file_in_the_cache_never_blocks(tmp_path: Path) -> None:
     for place in (connection.locate(digest, False), connection.locate(out.digest, True)):
         os.unlink(place)
         os.mkfifo(place)
-    seen = next(case.store.observe(manifest, rows_of(manifest), Algorithm.MD5))
+    (seen, *_) = in_order(case.store.observe(manifest, rows_of(manifest), Algorithm.MD5))
     assert isinstance(seen.error, OSError)
     ((_, observe),) = case.store.listings(manifest)
     listed = observe()

@@ -23,11 +23,13 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from observing import in_order
 from projects import Tree, inside, listing, md5
 
 import dvc_integrity as di
-from dvc_integrity.hashing import FileState, Meter, Observation
+from dvc_integrity.hashing import Meter
 from dvc_integrity.manifest import Manifest, ManifestBuilder, Out
+from dvc_integrity.observation import FileState, Observation, Observations
 from dvc_integrity.report import Evidence, Finding, Hint, ManifestSummary, Status, Verdict
 from dvc_integrity.stores import Connection, ObjectStore, Workspace
 
@@ -438,10 +440,11 @@ class Doctored(Workspace):
     def observe(self, manifest: Manifest, rows: Any, *args: Any, **options: Any) -> Iterator[Any]:
         """Read, then doctor what was seen."""
         paths = [os.fsdecode(manifest.path(row)) for row in rows.tolist()]
-        observations = super().observe(manifest, rows, *args, **options)
-        for path, seen in zip(paths, observations, strict=True):
+        observations = in_order(super().observe(manifest, rows, *args, **options))
+        for position, (path, seen) in enumerate(zip(paths, observations, strict=True)):
             reading = 1 + sum(path in asked for asked, _ in self.asked)
-            yield self._script.get((reading, path), lambda seen: seen)(seen)
+            change = self._script.get((reading, path), lambda seen: seen)
+            yield Observations.of([position], [change(seen)])
         self.asked.append((paths, options.get("cold", False)))
 
 

@@ -25,6 +25,7 @@ from dvc.repo import Repo
 from dvc.scm import SCM, NoSCM, SCMError, resolve_rev
 from scmrepo.exceptions import SCMError as GitError
 
+from dvc_integrity.blocks import BlockRecords
 from dvc_integrity.digest import Algorithm, Digest
 from dvc_integrity.errors import (
     IntegrityError,
@@ -105,6 +106,15 @@ class Repository:
         )  # else Git's packs stay open until they are collected
 
     @property
+    def scratch(self) -> str:
+        """The folder for what this package keeps beside DVC's temporary files."""
+        return os.path.join(self.root, ".dvc", "tmp", "integrity")
+
+    @property
+    def _blocks(self) -> BlockRecords:
+        return BlockRecords(os.path.join(self.scratch, "blocks"))
+
+    @property
     def workspace(self) -> Workspace:
         """The files of the work tree.
 
@@ -113,13 +123,13 @@ class Repository:
         """
         self._viewed.pop(WORKSPACE, None)
         causes = Causes(self.root, self._config, _Recorded(self), self._cache_path)
-        return Workspace(self.root, hints=causes, ignored=self._is_ignored)
+        return Workspace(self.root, hints=causes, ignored=self._is_ignored, blocks=self._blocks)
 
     @cached_property
     def cache(self) -> ObjectStore:
         """The cache that the project is configured to use."""
         connect = partial(self._connect, "cache", {"url": self._cache_folder})
-        return ObjectStore("cache", connect, _is_in_cache)
+        return ObjectStore("cache", connect, _is_in_cache, blocks=self._blocks)
 
     @cached_property
     def remotes(self) -> tuple[ObjectStore, ...]:
@@ -145,7 +155,8 @@ class Repository:
                 f"'remote:NAME', or choose a default with 'dvc remote default NAME'."
             )
         connect = partial(self._connect, f"remote:{name}", {"name": name})
-        return ObjectStore(f"remote:{name}", connect, partial(_is_on_remote, name))
+        has = partial(_is_on_remote, name)
+        return ObjectStore(f"remote:{name}", connect, has, blocks=self._blocks)
 
     def store(self, name: str) -> Workspace | ObjectStore:
         """Return a store by its name: ``workspace``, ``cache``, ``remote`` or ``remote:NAME``.
