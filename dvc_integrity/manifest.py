@@ -18,11 +18,11 @@ import posixpath
 import re
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from io import BytesIO
-from itertools import chain, pairwise
+from itertools import chain, pairwise, repeat
 from operator import lt
 from typing import Any, TypeVar
 
@@ -277,7 +277,7 @@ class Manifest:
         yield self.SCHEMA.encode() + b"\n"
         for start in range(0, len(self), _TEXT_ROWS):
             stop = min(start + _TEXT_ROWS, len(self))
-            yield b"".join(self._canonical_lines(start, stop))
+            yield self._canonical_lines(start, stop)
 
     def to_json(self) -> dict[str, Any]:
         """Return the manifest as a JSON document (schema ``dvc-integrity/manifest/1``)."""
@@ -323,31 +323,40 @@ class Manifest:
                 high = middle
         return low
 
-    def _canonical_lines(self, start: int, stop: int) -> list[bytes]:
-        digests = self.digests[start:stop].tobytes().hex()
-        lines = []
-        rows = zip(
-            self.paths(start, stop),
-            self.kinds[start:stop].tolist(),
-            self.sizes[start:stop].tolist(),
-            strict=True,
-        )
-        for row, (path, kind, size) in enumerate(rows):
-            algorithm = _ALGORITHMS.get(kind & _ALGORITHM_BITS)
-            digest = "-"
-            if algorithm:
-                position = row * 2 * DIGEST_BYTES
-                digest = f"{algorithm.value}:{digests[position : position + 2 * DIGEST_BYTES]}"
-            executable = "x" if kind & _EXECUTABLE_BIT else "-"
-            head = f"{digest} {'-' if size < 0 else size} {executable} ".encode()
-            lines.append(head + _ESCAPED.sub(_percent, path) + b"\n")
-        return lines
+    def _canonical_lines(self, start: int, stop: int) -> bytes:
+        """Return the lines of some entries; quick where all are of one kind, as in a listing."""
+        names = self.blob[int(self.offsets[start]) : int(self.offsets[stop]) - 1]
+        paths = names.split(b"\0")
+        if _ESCAPED.search(names.replace(b"\0", b"")):
+            paths = [_ESCAPED.sub(_percent, path) for path in paths]
+        digits = self.digests[start:stop].tobytes().hex().encode()
+        width = 2 * DIGEST_BYTES
+        digests = [digits[at : at + width] for at in range(0, len(digits), width)]
+        kinds, sizes = self.kinds[start:stop], self.sizes[start:stop]
+        for row in np.flatnonzero(kinds & _ALGORITHM_BITS == 0).tolist():
+            digests[row] = b""
+        before: Iterable[bytes]
+        after: Iterable[bytes]
+        if (kinds == kinds[0]).all() and (sizes == sizes[0]).all():
+            before, after = map(repeat, _around_digest(int(kinds[0]), int(sizes[0])))
+        else:
+            before, after = zip(*map(_around_digest, kinds.tolist(), sizes.tolist()), strict=True)
+        lines = zip(before, digests, after, paths, repeat(b"\n"), strict=False)
+        return b"".join(chain.from_iterable(lines))
 
 
 _TEXT_ROWS = 1 << 14
 """Rows of canonical text made at a time: bounds memory."""
 
 _ESCAPED = re.compile(rb"[\x00-\x1f%\x7f]")
+
+
+def _around_digest(kind: int, size: int) -> tuple[bytes, bytes]:
+    """Return what stands before and after the digits of a digest in the canonical text."""
+    algorithm = _ALGORITHMS.get(kind & _ALGORITHM_BITS)
+    executable = "x" if kind & _EXECUTABLE_BIT else "-"
+    after = f" {'-' if size == UNKNOWN_SIZE else size} {executable} "
+    return f"{algorithm.value}:".encode() if algorithm else b"-", after.encode()
 
 
 def _percent(match: re.Match[bytes]) -> bytes:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain, islice
 from typing import Any, Protocol
 
@@ -198,7 +198,7 @@ class Workspace:
                 yield os.fsdecode(folder), error
                 continue
             folders += inner
-            for path in listed.absent(files):
+            for path in listed.absent(folder, files):
                 yield os.fsdecode(path), None
 
 
@@ -218,29 +218,41 @@ def _list_folder(place: bytes, folder: bytes) -> tuple[list[bytes], list[bytes]]
 
 
 class _Listed:
-    """Answers in bulk which paths a manifest does not list.
+    """Answers in bulk which files of a folder a manifest does not list."""
 
-    A hash of every path, sorted, finds the one row that a path can be at; the path itself
-    decides. This takes 16 bytes an entry and a fifth of the time of a bisection.
-    """
+    CROWDED = 4
+    """A folder whose own files are fewer than one in so many is not compared as a whole."""
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
-        hashes = np.fromiter(
-            map(hash, _paths_at(manifest, np.arange(len(manifest)))), np.int64, len(manifest)
-        )
-        self._rows = np.argsort(hashes, kind="stable")
-        self._hashes = hashes[self._rows]
 
-    def absent(self, paths: list[bytes]) -> Iterator[bytes]:
-        """Yield those of ``paths`` that the manifest does not list."""
+    def absent(self, folder: bytes, paths: list[bytes]) -> Iterable[bytes]:
+        """Return those of ``paths``, which lie right in ``folder``, that are not listed."""
+        if not paths:
+            return ()
+        below = self._manifest.below(folder)
+        if len(below) <= self.CROWDED * len(paths):
+            return set(paths).difference(self._manifest.paths(below.start, below.stop))
+        return self._absent_by_hash(paths)
+
+    def _absent_by_hash(self, paths: list[bytes]) -> Iterator[bytes]:
+        """Find the one row that each path can be at by its hash; the path itself decides."""
         wanted = np.fromiter(map(hash, paths), np.int64, len(paths))
-        positions = np.searchsorted(self._hashes, wanted)
+        hashes, rows = self._by_hash
+        positions = np.searchsorted(hashes, wanted)
         for path, position in zip(paths, positions.tolist(), strict=True):
-            row = int(self._rows[position]) if position < len(self._rows) else None
+            row = int(rows[position]) if position < len(rows) else None
             known = row is not None and self._manifest.path(row) == path
             if not known and self._manifest.find(path) is None:
                 yield path
+
+    @cached_property
+    def _by_hash(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Sorted hashes of all paths, and their rows; 16 bytes an entry."""
+        paths = _paths_at(self._manifest, np.arange(len(self._manifest)))
+        hashes = np.fromiter(map(hash, paths), np.int64, len(self._manifest))
+        rows = np.argsort(hashes, kind="stable")
+        return hashes[rows], rows
 
 
 @dataclass(frozen=True, slots=True)
