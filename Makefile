@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SANITIZED := $(CURDIR)/build/sanitize
 
-.PHONY: install repro test lint types layers tests bench clean
+.PHONY: install repro test lint types layers tests sanitize bench clean
 
 install: $(READY)
 
@@ -17,7 +18,7 @@ $(READY): pyproject.toml constraints.txt dvc_integrity/_lanes.c dvc_integrity/la
 repro: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
 
-test: lint types layers tests
+test: lint types layers tests sanitize
 
 lint: install
 	$(BIN)/ruff format --check .
@@ -33,6 +34,27 @@ tests: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest --numprocesses auto --dist worksteal
 	DVC_INTEGRITY_KERNEL=hashlib $(BIN)/pytest --numprocesses auto --dist worksteal --quiet \
 	  tests/test_hashing.py tests/test_reader.py tests/test_stores.py tests/test_verify.py
+
+# The C code under AddressSanitizer (with its leak check) and UndefinedBehaviorSanitizer: a copy of the
+# package with an instrumented kernel, on every kernel that the processor runs. tests/sanitizers.py
+# holds that no other module is tested.
+sanitize: LIBASAN = $(shell $(CC) -print-file-name=libasan.so)
+sanitize: install
+	@test -e "$(LIBASAN)" || { echo "$(CC) has no libasan: install it, or name a compiler with CC=" >&2; exit 1; }
+	rm -rf $(SANITIZED)
+	mkdir -p $(SANITIZED)
+	cp -R dvc_integrity $(SANITIZED)
+	rm -f $(SANITIZED)/dvc_integrity/*.so
+	$(CC) -shared -fPIC -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined \
+	  -fno-sanitize-recover=all -Wall -Wextra -Werror dvc_integrity/_lanes.c \
+	  -I"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')" \
+	  -o $(SANITIZED)/dvc_integrity/_lanes.abi3.so
+	cd $(SANITIZED) && DVC_INTEGRITY_SANITIZED=$(SANITIZED) PYTHONPATH=$(SANITIZED):$(CURDIR)/tests \
+	  LD_PRELOAD=$(LIBASAN) PYTHONMALLOC=malloc UBSAN_OPTIONS=print_stacktrace=1 \
+	  ASAN_OPTIONS=detect_leaks=1:leak_check_at_exit=0 \
+	  $(CURDIR)/$(BIN)/pytest --rootdir $(CURDIR) --config-file $(CURDIR)/pyproject.toml \
+	  --capture sys -p sanitizers \
+	  $(CURDIR)/tests/test_lanes.py $(CURDIR)/tests/test_hashing.py
 
 bench: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/startup.py

@@ -524,6 +524,8 @@ PyDoc_STRVAR(hash_files_doc,
 "of so many bytes or more are put aside (0: none). lanes: chains at most. kernel: an index into\n"
 "kernels(), -1 for the best.");
 
+static int is_aligned(const Py_buffer *view) { return (uintptr_t)view->buf % sizeof(int64_t) == 0; }
+
 static PyObject *hash_files(PyObject *self, PyObject *args) {
     (void)self;
     Py_buffer names, offsets, records, shared;
@@ -536,7 +538,8 @@ static PyObject *hash_files(PyObject *self, PyObject *args) {
     const kernel *k = checked_kernel(wanted);
     if (!k) goto done;
     if (records.len != count * (Py_ssize_t)sizeof(record) ||
-        shared.len != (Py_ssize_t)sizeof(control)) {
+        shared.len != (Py_ssize_t)sizeof(control) || !is_aligned(&offsets) ||
+        !is_aligned(&records) || !is_aligned(&shared)) {
         PyErr_SetString(PyExc_ValueError, "the buffers do not fit each other");
         goto done;
     }
@@ -590,7 +593,8 @@ static int hold(inputs *in, PyObject *list) {
     if (!in->views || !in->memories) PyErr_NoMemory();
     for (; !PyErr_Occurred() && in->count < count; in->count++) {
         Py_buffer *view = &in->views[in->count];
-        if (PyObject_GetBuffer(PyList_GetItem(list, in->count), view, PyBUF_SIMPLE) < 0) break;
+        PyObject *item = PyList_GetItem(list, in->count); /* a __buffer__ may shorten the list */
+        if (!item || PyObject_GetBuffer(item, view, PyBUF_SIMPLE) < 0) break;
         in->memories[in->count].data = view->buf, in->memories[in->count].size = view->len;
     }
     if (!PyErr_Occurred()) return 0;

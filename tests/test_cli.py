@@ -53,6 +53,9 @@ OSC = "\x1b]0;owned\x07"
 WITHOUT_OVERRIDE = ("setpriv", "--bounding-set=-dac_override,-dac_read_search", "--")
 """Goes before a command so that permissions hold for it although root runs it."""
 
+FEW_DESCRIPTORS = ("sh", "-c", 'ulimit -n 32 && exec "$@"', "sh")
+"""Goes before a command that may have 32 files open."""
+
 
 def works(*command: str) -> bool:
     """Return whether this machine has a program and lets it do its work."""
@@ -1337,6 +1340,20 @@ def test_a_disk_that_fails_to_read_is_status_3(tracked: Project, tmp_path: Path)
     assert (3, {"data/b.bin": "unreadable"}) == (outcome.status, outcome.found)
     assert 3 == outcome.document["coverage"]["rehashed"]["files"]
     assert "INJECTED" in (tmp_path / "trace").read_text()
+
+
+def test_few_descriptors_are_enough(project: Project) -> None:
+    """Thousands of files and second reads of some are a matter of 32 descriptors."""
+    project.add("many", {f"many/{row % 7}/{row:04}": b"%d" % row * 99 for row in range(2000)})
+    project.commit("many")
+    assert 0 == program("verify", before=FEW_DESCRIPTORS).status
+    damaged = [project.root / f"many/{row % 7}/{row:04}" for row in range(3, 2000, 400)]
+    for path in damaged:
+        faults.flip_bit(path)
+    (project.root / "many/0/0000").unlink()
+    outcome = program("verify", "--json", before=FEW_DESCRIPTORS)
+    expected = {os.path.relpath(path, project.root): "corrupt" for path in damaged}
+    assert (1, {"many/0/0000": "missing"} | expected) == (outcome.status, outcome.found)
 
 
 @needs_mounts

@@ -387,6 +387,23 @@ def test_thousands_of_damaged_files_are_all_found(tmp_path: Path) -> None:
     assert {digest_of(b"other")} == {each.found for each in report.findings}
 
 
+def test_a_folder_of_a_hundred_thousand_files_is_held(tmp_path: Path) -> None:
+    """One flat folder of that many: each is read, and one bad, one lost and one new are found."""
+    files = {f"{row:06}": b"%d" % row for row in range(100_000)}
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for path, data in files.items():
+        (folder / path).write_bytes(data)
+    faults.flip_bit(folder / "050000")
+    (folder / "099999").unlink()
+    (folder / "new").write_bytes(b"new")
+    report = hold(tmp_path, files)
+    expected = {"data/050000": "modified", "data/099999": "missing", "data/new": "extra"}
+    assert expected == statuses(report)
+    assert 99_999 == report.coverage.files[Evidence.REHASHED]
+    shutil.rmtree(folder)  # pytest would keep it for three runs
+
+
 def test_both_algorithms_live_in_one_manifest(tmp_path: Path) -> None:
     """Each file is held to the algorithm that its metadata names."""
     builder = ManifestBuilder(SHA)
