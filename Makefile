@@ -1,4 +1,5 @@
-# `make repro` runs the pipeline, `make test` runs every check. Both set up what they need in .venv.
+# `make repro` runs the pipeline, `make test` runs every check, `make bench` measures. All set up what
+# they need in .venv. `make bench BENCH='--scale 0.01 --pairs 1'` tries the benchmarks in seconds.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -57,8 +58,7 @@ sanitize: install
 	  $(CURDIR)/tests/test_lanes.py $(CURDIR)/tests/test_hashing.py
 
 bench: install
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/startup.py
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/manifest.py
+	$(BIN)/python benchmarks $(BENCH)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

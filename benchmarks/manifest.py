@@ -1,35 +1,28 @@
 """A manifest of a million files: seconds and memory past DVC's import.
 
-A project is made in a temporary folder whose one tracked folder has a generated listing of a
-million entries. A fresh process imports DVC, notes its memory, and then builds the manifest.
+The one tracked folder of a project has a generated listing of a million entries. A fresh process
+imports DVC, notes its memory, and then builds the manifest.
 
-Usage: ``python benchmarks/manifest.py [ENTRIES]``
+Usage: ``python benchmarks/manifest.py [--scale X] [--pairs N] [--json FILE]``
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import statistics
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
+
+from timing import Options, Row, main
+from workload import PEAK_MB, BenchmarkError, Workplace, plant_listing
 
 ENTRIES = 1_000_000
-RUNS = 5
-GOAL_SECONDS = 5.0
-GOAL_MB = 150.0
+MOST_SECONDS = 5.0
+MOST_MB = 150.0
 
-MEASURE = """
+MEASURE = f"""{PEAK_MB}
 import json, time
-from pathlib import Path
 import dvc.repo  # the ground that the goal is measured from
-def peak():
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1e3
-Path("/proc/self/clear_refs").write_text("5")  # forget the peak that the parent left behind
+Path("/proc/self/clear_refs").write_text("5")  # forget a peak during the import
 before, clock = peak(), time.perf_counter()
 from dvc_integrity import Repository
 manifest = Repository().manifest()
@@ -37,62 +30,29 @@ print(json.dumps([len(manifest), time.perf_counter() - clock, peak() - before]))
 """
 
 
-def main() -> None:
-    """Build the project, measure, print the table."""
-    entries = int(sys.argv[1]) if len(sys.argv) > 1 else ENTRIES
-    with tempfile.TemporaryDirectory() as folder:
-        make_project(Path(folder), entries)
-        runs = [measure(folder) for _ in range(RUNS)]
-    seconds = [run[1] for run in runs]
-    megabytes = [run[2] for run in runs]
-    print(f"| manifest of {entries:,} files | median | spread | goal |\n|---|---|---|---|")
-    print(row("seconds past importing DVC", seconds, GOAL_SECONDS))
-    print(row("peak MB past importing DVC", megabytes, GOAL_MB))
-
-
-def row(name: str, values: list[float], goal: float) -> str:
-    """Return one row of the table."""
-    middle = statistics.median(values)
-    return f"| {name} | {middle:.2f} | {min(values):.2f}-{max(values):.2f} | <= {goal:g} |"
-
-
-def make_project(root: Path, entries: int) -> None:
-    """Make a Git and DVC project with one tracked folder of ``entries`` files."""
-    for command in (["git", "init", "-q"], ["dvc", "init", "-q"]):
-        subprocess.run(command, cwd=root, check=True)
-    listing = generated_listing(entries)
-    digest = hashlib.md5(listing, usedforsecurity=False).hexdigest()
-    cached = root / ".dvc" / "cache" / "files" / "md5" / digest[:2] / f"{digest[2:]}.dir"
-    cached.parent.mkdir(parents=True)
-    cached.write_bytes(listing)
-    (root / "data.dvc").write_text(
-        f"outs:\n- md5: {digest}.dir\n  nfiles: {entries}\n  hash: md5\n  path: data\n"
-    )
-    subprocess.run(["git", "add", "-A"], cwd=root, check=True)
-    identity = ["-c", "user.name=bench", "-c", "user.email=bench@example.org"]
-    subprocess.run(["git", *identity, "commit", "-qm", "data"], cwd=root, check=True)
-
-
-def generated_listing(entries: int) -> bytes:
-    """Return a listing as DVC writes it, with names like ImageNet's."""
-    listed = [
-        {
-            "md5": hashlib.md5(str(number).encode(), usedforsecurity=False).hexdigest(),
-            "relpath": f"train/n{number // 1300:08d}/image_{number:08d}.jpeg",
-        }
-        for number in range(entries)
+def rows(options: Options, place: Workplace) -> list[Row]:
+    """Build the manifest again and again, each time in a fresh process."""
+    entries = options.scaled(ENTRIES)
+    with place.project("listing") as root:
+        plant_listing(root, entries)
+        place.commit(root)
+        runs = [measure(place, root, entries) for _ in range(options.pairs)]
+    seconds, megabytes = zip(*runs, strict=True)
+    work = f"manifest of {entries:,} files, past importing DVC"
+    return [
+        Row(work, seconds, most=MOST_SECONDS),
+        Row(f"{work}: peak memory", megabytes, unit="MB", most=MOST_MB),
     ]
-    return json.dumps(listed, sort_keys=True).encode()
 
 
-def measure(root: str) -> list[float]:
-    """Return entries, seconds and megabytes of one build in a fresh process."""
-    environment = {**os.environ, "DVC_NO_ANALYTICS": "1"}
-    command = [sys.executable, "-c", MEASURE]
-    done = subprocess.run(command, cwd=root, env=environment, check=True, capture_output=True)
-    result: list[float] = json.loads(done.stdout)
-    return result
+def measure(place: Workplace, root: Path, entries: int) -> tuple[float, float]:
+    """Return the seconds and the megabytes of one build in a fresh process."""
+    _, printed = place.run([sys.executable, "-c", MEASURE], root)
+    length, seconds, megabytes = json.loads(printed)
+    if length != entries:
+        raise BenchmarkError(f"The manifest has {length} files, not {entries}.")
+    return seconds, megabytes
 
 
 if __name__ == "__main__":
-    main()
+    main(rows)

@@ -1,64 +1,52 @@
 """What a command costs before it reads a byte, next to importing DVC.
 
-Usage: ``python benchmarks/startup.py``
+Usage: ``python benchmarks/startup.py [--pairs N] [--json FILE]``
 """
 
 from __future__ import annotations
 
-import statistics
-import subprocess
+import contextlib
 import sys
-import tempfile
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
-PAIRS = 7
-TOOL = [sys.executable, "-m", "dvc_integrity"]
-IMPORT_DVC = [sys.executable, "-c", "import dvc.repo"]
+from timing import Options, Row, in_pairs, main
+from workload import TOOL, Workplace
+
+MOST_SECONDS_OF_HELP = 0.2
+MOST_SECONDS_PAST_DVC = 0.5
 
 
-def main() -> None:
-    """Time ``--help`` and a verify of one small file, in turn with importing DVC."""
-    with tempfile.TemporaryDirectory() as folder:
-        make_project(Path(folder))
-        rounds = [
-            [seconds(command, folder) for command in (IMPORT_DVC, [*TOOL, "verify"])]
-            for _ in range(PAIRS)
-        ]
-        helps = [seconds([*TOOL, "--help"], folder) for _ in range(PAIRS)]
-    extra = [verify - imported for imported, verify in rounds]
-    print("| | median s | spread | goal |\n|---|---|---|---|")
-    print(row("`--help`", helps, "<= 0.2"))
-    print(row("importing DVC", [imported for imported, _ in rounds], ""))
-    print(row("`verify` of one small file, less importing DVC", extra, "<= 0.5"))
+def rows(options: Options, place: Workplace) -> list[Row]:
+    """Time ``--help``, and a verify of one small file in turn with importing DVC."""
+    with one_small_file(place) as root:
+        helps = tuple(place.run([*TOOL, "--help"], root)[0] for _ in range(options.pairs))
+        verifies, imports = in_pairs(
+            lambda: place.verify(root),
+            lambda: place.run([sys.executable, "-c", "import dvc.repo"], root)[0],
+            options.pairs,
+        )
+    pairs = zip(verifies, imports, strict=True)
+    return [
+        Row("`dvc-integrity --help`", helps, most=MOST_SECONDS_OF_HELP),
+        Row(
+            "verify one small file, less importing DVC",
+            tuple(verify - imported for verify, imported in pairs),
+            imports,
+            peer="importing DVC",
+            most=MOST_SECONDS_PAST_DVC,
+        ),
+    ]
 
 
-def row(name: str, values: list[float], goal: str) -> str:
-    """Return one row of the table."""
-    spread = f"{min(values):.2f}-{max(values):.2f}"
-    return f"| {name} | {statistics.median(values):.2f} | {spread} | {goal} |"
-
-
-def make_project(root: Path) -> None:
-    """Make a Git and DVC project with one tracked file."""
-    (root / "data.csv").write_text("1,2,3\n")
-    identity = ["-c", "user.name=bench", "-c", "user.email=bench@example.org"]
-    for command in (
-        ["git", "init", "-q"],
-        ["dvc", "init", "-q"],
-        ["dvc", "add", "-q", "data.csv"],
-        ["git", "add", "-A"],
-        ["git", *identity, "commit", "-qm", "data"],
-    ):
-        subprocess.run(command, cwd=root, check=True)
-
-
-def seconds(command: list[str], folder: str) -> float:
-    """Return how long a command takes, from its start to its end."""
-    clock = time.perf_counter()
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
-    return time.perf_counter() - clock
+@contextlib.contextmanager
+def one_small_file(place: Workplace) -> Iterator[Path]:
+    """Make a project with one tracked file, on which a verify is nothing but start-up."""
+    with place.project("small") as root:
+        (root / "data.csv").write_text("1,2,3\n", encoding="utf-8")
+        place.track(root, "data.csv")
+        yield root
 
 
 if __name__ == "__main__":
-    main()
+    main(rows)
