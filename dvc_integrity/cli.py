@@ -67,8 +67,23 @@ def main() -> None:
     sys.exit(status)
 
 
+def _show_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from dvc_integrity.hashing import kernel_name  # noqa: PLC0415
+
+        click.echo(f"dvc-integrity, version {version('dvc-integrity')} (MD5 by {kernel_name()})")
+        context.exit()
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(version("dvc-integrity"), prog_name="dvc-integrity")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version, and what computes MD5 here.",
+)
 def commands() -> None:
     """Hold the data that DVC tracks to the hashes that are committed to Git."""
 

@@ -30,6 +30,7 @@ from projects import Project, listing, md5, object_path, plant, raw_listing
 
 import dvc_integrity.cli
 from dvc_integrity import console
+from dvc_integrity.hashing import kernel_name
 
 PROGRAM = str(Path(sys.executable).with_name("dvc-integrity"))
 
@@ -354,6 +355,7 @@ def test_help_and_version_are_status_0(run: Run) -> None:
     """Both answer on stdout."""
     assert (0, "") == (run("--help").status, run("--help").err)
     assert run("verify", "--help").out.startswith("Usage: dvc-integrity verify")
+    assert f"(MD5 by {kernel_name()})" in run("--version").out
     assert run("--version").out.startswith("dvc-integrity, version ")
 
 
