@@ -82,23 +82,26 @@ typedef void (*kernel_fn)(uint32_t (*state)[MAX_LANES], const uint8_t **data, si
     STEP(F4, a, b, c, d, 4, 6, 0xf7537e82) STEP(F4, d, a, b, c, 11, 10, 0xbd3af235)              \
     STEP(F4, c, d, a, b, 2, 15, 0x2ad7d2bb) STEP(F4, b, c, d, a, 9, 21, 0xeb86d391)
 
-/* The round functions of RFC 1321; F1 and F2 in forms with one operation less in the chain. */
-#define PLAIN_F1(x, y, z) ((z) ^ ((x) & ((y) ^ (z))))
-#define PLAIN_F2(x, y, z) (((z) & (x)) | (~(z) & (y)))
-#define PLAIN_F3(x, y, z) ((x) ^ (y) ^ (z))
-#define PLAIN_F4(x, y, z) ((y) ^ ((x) | ~(z)))
+/* Adding the round functions of RFC 1321 to w. Of x, y and z, x is there last: what needs it comes
+ * last. In ADD_F2 no bit is set twice, so that the two parts may be added one by one. */
+#define ADD_F1(w, x, y, z) w += (z) ^ ((x) & ((y) ^ (z)));
+#define ADD_F2(w, x, y, z) w += ~(z) & (y), w += (z) & (x);
+#define ADD_F2_AT_ONCE(w, x, y, z) w += ((z) & (x)) | (~(z) & (y)); /* one instruction of AVX-512 */
+#define ADD_F3(w, x, y, z) w += (x) ^ ((y) ^ (z));
+#define ADD_F4(w, x, y, z) w += (y) ^ ((x) | ~(z));
 
 /* ---- one stream ---- */
 
 static void one_stream(uint32_t state[4], const uint8_t *data, size_t blocks) {
     uint32_t a = state[0], b = state[1], c = state[2], d = state[3], m[16];
 #define ONE(F, w, x, y, z, i, s, k)                                                              \
-    w += F(x, y, z) + m[i] + UINT32_C(k);                                                        \
+    w += m[i] + UINT32_C(k);                                                                     \
+    F(w, x, y, z)                                                                                \
     w = ((w << s) | (w >> (32 - s))) + x;
     for (; blocks; blocks--, data += BLOCK) {
         const uint32_t a0 = a, b0 = b, c0 = c, d0 = d;
         memcpy(m, data, BLOCK);
-        STEPS(PLAIN_F1, PLAIN_F2, PLAIN_F3, PLAIN_F4, ONE)
+        STEPS(ADD_F1, ADD_F2, ADD_F3, ADD_F4, ONE)
         a += a0, b += b0, c += c0, d += d0;
     }
 #undef ONE

@@ -87,13 +87,17 @@ TARGET static void KERNEL(uint32_t (*state)[MAX_LANES], const uint8_t **data, si
 #define BOTH(F, w, x, y, z, i, r, k)                                                             \
     w += m0[i] + UINT32_C(k);                                                                    \
     w##1 += m1[i] + UINT32_C(k);                                                                 \
-    w += F(x, y, z);                                                                             \
-    w##1 += F(x##1, y##1, z##1);                                                                 \
+    F(w, x, y, z)                                                                                \
+    F(w##1, x##1, y##1, z##1)                                                                    \
     w = (w << r) | (w >> (32 - r));                                                              \
     w##1 = (w##1 << r) | (w##1 >> (32 - r));                                                     \
     w += x;                                                                                      \
     w##1 += x##1;
-        STEPS(PLAIN_F1, PLAIN_F2, PLAIN_F3, PLAIN_F4, BOTH)
+#if WIDTH == 16
+        STEPS(ADD_F1, ADD_F2_AT_ONCE, ADD_F3, ADD_F4, BOTH)
+#else
+        STEPS(ADD_F1, ADD_F2, ADD_F3, ADD_F4, BOTH)
+#endif
 #undef BOTH
         s[0][0] += a, s[0][1] += b, s[0][2] += c, s[0][3] += d;
         s[1][0] += a1, s[1][1] += b1, s[1][2] += c1, s[1][3] += d1;
