@@ -26,12 +26,15 @@ from rich.text import Text
 
 from dvc_integrity.errors import printable
 from dvc_integrity.hashing import Meter
-from dvc_integrity.report import Evidence, Finding, Report, Status, Verdict
+from dvc_integrity.report import BLOCKS, Evidence, Finding, Report, Status, Verdict
 
 __all__ = ["print_report", "show_progress"]
 
 ROWS_SHOWN = 20
 """Findings in the table, unless all are asked for."""
+
+RANGES_SHOWN = 3
+"""Damaged ranges of a file that are named; the JSON report has them all."""
 
 SECONDS_BETWEEN_LINES = 10.0
 """Seconds between two lines of progress where stderr is no terminal."""
@@ -196,10 +199,18 @@ def _row(finding: Finding) -> tuple[Text, Text, Text]:
 
 
 def _why(finding: Finding) -> str:
+    parts = []
     if finding.expected and finding.found and finding.expected != finding.found:
-        hashes = f"expected {finding.expected.hex[:8]}…, found {finding.found.hex[:8]}…"
-        return f"{hashes}; {printable(finding.detail)}" if finding.detail else hashes
-    return printable(finding.detail)
+        parts.append(f"expected {finding.expected.hex[:8]}…, found {finding.found.hex[:8]}…")
+    if finding.ranges:
+        shown = [f"{start:,}-{end - 1:,}" for start, end in finding.ranges[:RANGES_SHOWN]]
+        hidden = len(finding.ranges) - len(shown)
+        parts.append(
+            f"bytes {' and '.join(shown)}{f' and {hidden:,} ranges more' if hidden else ''}"
+        )
+    if finding.detail:
+        parts.append(printable(finding.detail))
+    return "; ".join(parts)
 
 
 def _summary(report: Report) -> Text:
@@ -208,8 +219,11 @@ def _summary(report: Report) -> Text:
         counts[finding.status] += 1
     read = report.coverage.files[Evidence.REHASHED]
     size = _bytes(report.coverage.bytes[Evidence.REHASHED])
+    by_blocks, _ = report.coverage.digests.get(BLOCKS, (0, 0))
+    how = f", {by_blocks:,} by their blocks" if by_blocks else ""
+    read_files = f"{read:,} of {report.manifest.files:,} files re-hashed"
     parts = [
-        f"{read:,} of {report.manifest.files:,} files re-hashed ({size}) in {report.seconds:.1f} s",
+        f"{read_files} ({size}{how}) in {report.seconds:.1f} s",
         *(f"{count:,} {status.value}" for status, count in counts.items() if count),
     ]
     committed = report.rev != "workspace"

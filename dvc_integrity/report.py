@@ -19,6 +19,7 @@ from dvc_integrity.digest import Digest
 from dvc_integrity.errors import IntegrityError, printable
 
 __all__ = [
+    "BLOCKS",
     "CorruptDataError",
     "Coverage",
     "Evidence",
@@ -29,6 +30,10 @@ __all__ = [
     "Status",
     "Verdict",
 ]
+
+
+BLOCKS = "blocks"
+"""What coverage calls the digests of a large file's blocks, beside the names of DVC's digests."""
 
 
 class Status(str, Enum):

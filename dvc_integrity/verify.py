@@ -25,13 +25,19 @@ from dvc_integrity.hashing import Meter
 from dvc_integrity.judgement import is_absent, is_expected, judge
 from dvc_integrity.manifest import UNKNOWN_SIZE, Entry, Manifest
 from dvc_integrity.observation import Observation, Observations
-from dvc_integrity.report import Coverage, Evidence, Finding, Hint, ManifestSummary, Report, Status
+from dvc_integrity.report import (
+    BLOCKS,
+    Coverage,
+    Evidence,
+    Finding,
+    Hint,
+    ManifestSummary,
+    Report,
+    Status,
+)
 from dvc_integrity.stores import Store
 
 __all__ = ["verify"]
-
-BY_BLOCKS = "blocks"
-"""What coverage calls files that were compared block by block."""
 
 
 def verify(
@@ -137,7 +143,7 @@ class _Reading:
         for batch in self._observe(rows=rows, cold=self._cold, meter=self._meter, blocks=use):
             at = rows[batch.positions]
             good = _are_good(self._manifest, at, batch, self._store.immutable)
-            digest = BY_BLOCKS if batch.by_blocks else self._algorithm.value
+            digest = BLOCKS if batch.by_blocks else self._algorithm.value
             size = int(batch.sizes[good].sum())
             coverage.add(Evidence.REHASHED, int(good.sum()), size, digest=digest)
             seen_files += len(batch)
