@@ -30,10 +30,10 @@ Quotes inside a name are escaped, so none of these can occur in one.
 
 _HEX_BYTES = 32
 
-_NOT_PLAIN = re.compile(rb'["\\\x00-\x1f\x80-\xff]')
-"""A byte that makes the JSON form of a name differ from the name itself, or no JSON at all."""
+_PLAIN = bytes(byte for byte in range(0x20, 0x80) if byte not in b'"\\')
+"""Bytes that stand for themselves in the JSON form of a name."""
 
-_NOT_HEX = re.compile(rb"[^0-9a-f]")
+_HEX = b"0123456789abcdef"
 
 _LONGEST_ENTRY_BYTES = 1 << 20
 """More bytes than this without the end of an entry: the listing is of another form."""
@@ -93,12 +93,14 @@ def _cut(body: bytes) -> ListedFiles | None:
         return None
     names = [entry[start:] for entry in entries]
     try:
-        if _NOT_PLAIN.search(b"".join(names)):
+        if b"".join(names).translate(None, _PLAIN):
             names = [_unescape(name) for name in names]
     except ValueError:
         return None
     digests = b"".join([entry[:_HEX_BYTES] for entry in entries])
-    return None if _NOT_HEX.search(digests) else ListedFiles(names, binascii.unhexlify(digests))
+    if digests.translate(None, _HEX):
+        return None
+    return ListedFiles(names, binascii.unhexlify(digests))
 
 
 def _unescape(name: bytes) -> bytes:

@@ -51,6 +51,9 @@ _EXECUTABLE_BIT = 0x10
 _UNSAFE = re.compile(rb"(?:\A|[\0/])\.{0,2}(?=[\0/]|\Z)")
 """An empty, ``.`` or ``..`` component in paths joined by NUL; so also an absolute path."""
 
+_SUSPICIOUS = (b"\0\0", b"\0/", b"/\0", b"//", b"\0.", b"/.")
+"""What paths between NULs hold wherever ``_UNSAFE`` finds something; quick to look for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -327,7 +330,7 @@ class Manifest:
         """Return the lines of some entries; quick where all are of one kind, as in a listing."""
         names = self.blob[int(self.offsets[start]) : int(self.offsets[stop]) - 1]
         paths = names.split(b"\0")
-        if _ESCAPED.search(names.replace(b"\0", b"")):
+        if names.translate(None, _UNESCAPED):
             paths = [_ESCAPED.sub(_percent, path) for path in paths]
         digits = self.digests[start:stop].tobytes().hex().encode()
         width = 2 * DIGEST_BYTES
@@ -349,6 +352,7 @@ _TEXT_ROWS = 1 << 14
 """Rows of canonical text made at a time: bounds memory."""
 
 _ESCAPED = re.compile(rb"[\x00-\x1f%\x7f]")
+_UNESCAPED = bytes(byte for byte in range(256) if not _ESCAPED.match(bytes([byte]))) + b"\0"
 
 
 def _around_digest(kind: int, size: int) -> tuple[bytes, bytes]:
@@ -569,14 +573,14 @@ def _read_run(chunks: deque[bytes], algorithm: Algorithm, out: Out, folders: arr
         _refuse_unsafe(names, out)
         ascending = ascending and all(map(lt, chain([last], names), names))
         last = names[-1]
-        folded.extend(map(_folded_hash, names))
+        folded.extend(_folded_hashes(names))
         _note_folders(names, prefix, folders)
-        lengths.extend(len(name) + len(prefix) + 1 for name in names)
+        lengths.extend(map(len, names))
         blob.write(prefix + (b"\0" + prefix).join(names) + b"\0")
         digests.write(values)
     run = _Run(
         blob=blob.getvalue(),
-        lengths=np.frombuffer(lengths, dtype=np.int64),
+        lengths=np.frombuffer(lengths, dtype=np.int64) + len(prefix) + 1,
         digests=np.frombuffer(digests.getvalue(), dtype=np.uint8),
         sizes=np.full(len(lengths), UNKNOWN_SIZE, dtype=np.int64),
         kinds=np.full(len(lengths), _CODES[algorithm], dtype=np.uint8),
@@ -650,7 +654,9 @@ def _offsets(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
 def _refuse_unsafe(names: list[bytes], out: Out) -> None:
     """Refuse paths that are absolute, leave the output, or hold NUL."""
     joined = b"\0".join(names)
-    if joined.count(b"\0") == len(names) - 1 and not _UNSAFE.search(joined):
+    framed = b"\0%b\0" % joined
+    suspicious = any(map(framed.__contains__, _SUSPICIOUS)) and _UNSAFE.search(joined)
+    if joined.count(b"\0") == len(names) - 1 and not suspicious:
         return
     bad = next(name for name in names if b"\0" in name or _UNSAFE.search(name))
     raise _bad_listing(
@@ -677,8 +683,10 @@ def _refuse_case_collisions(run: _Run, folded: array[int], out: Out) -> None:
         return
     prefix = len(os.fsencode(out.path)) + 1
     seen: dict[str, bytes] = {}
-    for name in run.names():
-        if _folded_hash(name[prefix:]) not in repeated:
+    names = run.names()
+    hashed = _folded_hashes([name[prefix:] for name in names])
+    for name, folded_hash in zip(names, hashed, strict=True):
+        if folded_hash not in repeated:
             continue
         other = seen.setdefault(_folded(name), name)
         if other != name:
@@ -693,8 +701,11 @@ def _folded(name: bytes) -> str:
     return os.fsdecode(name).casefold()
 
 
-def _folded_hash(name: bytes) -> int:
-    return hash(name.lower()) if name.isascii() else hash(os.fsencode(_folded(name)))
+def _folded_hashes(names: list[bytes]) -> Iterator[int]:
+    joined = b"\0".join(names)
+    if joined.isascii():
+        return map(hash, joined.lower().split(b"\0"))
+    return (hash(os.fsencode(_folded(name))) for name in names)
 
 
 def _note_folders(names: list[bytes], prefix: bytes, folders: array[int]) -> None:
