@@ -578,9 +578,11 @@ def _read_run(chunks: deque[bytes], algorithm: Algorithm, out: Out, folders: arr
         lengths.extend(map(len, names))
         blob.write(prefix + (b"\0" + prefix).join(names) + b"\0")
         digests.write(values)
+    whole_lengths = np.frombuffer(lengths, dtype=np.int64)
+    whole_lengths += len(prefix) + 1  # in place: they are as many as the files
     run = _Run(
         blob=blob.getvalue(),
-        lengths=np.frombuffer(lengths, dtype=np.int64) + len(prefix) + 1,
+        lengths=whole_lengths,
         digests=np.frombuffer(digests.getvalue(), dtype=np.uint8),
         sizes=np.full(len(lengths), UNKNOWN_SIZE, dtype=np.int64),
         kinds=np.full(len(lengths), _CODES[algorithm], dtype=np.uint8),
