@@ -34,7 +34,7 @@ layers: install
 tests: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest --numprocesses auto --dist worksteal
 	DVC_INTEGRITY_KERNEL=hashlib $(BIN)/pytest --numprocesses auto --dist worksteal --quiet \
-	  tests/test_hashing.py tests/test_reader.py tests/test_stores.py tests/test_verify.py
+	  tests/test_blocks.py tests/test_hashing.py tests/test_reader.py tests/test_stores.py tests/test_verify.py
 
 # The C code under AddressSanitizer (with its leak check) and UndefinedBehaviorSanitizer: a copy of the
 # package with an instrumented kernel, on every kernel that the processor runs. tests/sanitizers.py

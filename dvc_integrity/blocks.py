@@ -11,10 +11,15 @@ the whole MD5 does. They tell where the damage is.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import resource
 import struct
+import sys
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
@@ -54,6 +59,11 @@ STRETCH_BLOCKS = 8
 LARGEST_RECORD_BYTES = 1 << 26
 """A larger file is no record: this is one of 2 TiB."""
 
+MOST_WAITS = 10_000
+WAIT_SECONDS = 0.001
+"""How often, and how long each time, a thread without a file waits for a descriptor."""
+
+_NO_DESCRIPTOR = {errno.EMFILE, errno.ENFILE}
 _CHAIN_BLOCK = 64
 _HEADER = struct.Struct("<24s16s16sQQ")  # what it is, algorithm, digest, size, bytes of a block
 _MAGIC = b"dvc-integrity/blocks/1"
@@ -155,7 +165,10 @@ class BlockRecords:
         None if there is none, and if what lies there is damaged or about anything else.
         """
         path = self.path(digest)
-        if os.path.exists(path) and os.path.getsize(path) > LARGEST_RECORD_BYTES:
+        try:
+            if os.stat(path).st_size > LARGEST_RECORD_BYTES:
+                return None
+        except OSError:
             return None
         data, seen = read_file(path)
         if seen.error is not None:
@@ -171,8 +184,11 @@ class BlockRecords:
 
     def keep(self, blocks: Blocks) -> None:
         """Write a record durably; one that cannot be written is missed, and costs time only."""
+        path = self.path(blocks.digest)
         try:
-            write_file(self.path(blocks.digest), blocks.to_bytes())
+            if os.path.islink(path):
+                os.unlink(path)  # what it points to is not ours, and may be data
+            write_file(path, blocks.to_bytes())
         except OSError as error:
             if not self._refused:
                 self._refused = True
@@ -215,7 +231,7 @@ class BlockwiseFiles:
         else:
             unknown += files
         if unknown:
-            width = min(Chains.MOST, -(-len(unknown) // threads))
+            width = min(Chains.MOST, -(-len(unknown) // threads), _descriptors() // threads or 1)
             recording = _Recording(unknown, width, cold, meter, self._settle)
             yield from _in_threads(threads, recording.work)
 
@@ -253,7 +269,6 @@ class _Checking:
         self._meter = meter
         self._unknown = unknown
         self._open: set[_Checked] = set()
-        self._failed: list[tuple[int, Observation]] = []
         self._stretches = self._cut(known)
 
     def work(self, stop: threading.Event) -> list[tuple[int, Observation]]:
@@ -274,9 +289,6 @@ class _Checking:
             finished.append((checked.position, checked.observation()))
             if self._meter:
                 self._meter.add(1, 0)
-        with self._lock:
-            finished += self._failed
-            self._failed = []
         return finished
 
     def close(self) -> None:
@@ -288,10 +300,8 @@ class _Checking:
         for file, expected in known:
             try:
                 checked = _Checked(file, expected, self._cold)
-            except OSError as error:
-                self._failed.append((file.position, Observation(None, 0, None, None, error)))
-                if self._meter:
-                    self._meter.add(1, 0)
+            except OSError:
+                self._unknown.append(file)  # the whole read waits for a descriptor, or says why
                 continue
             if checked.before.size != expected.size:  # it was written meanwhile
                 os.close(checked.descriptor)
@@ -308,9 +318,7 @@ class _Checked:
 
     def __init__(self, file: LargeFile, expected: Blocks, cold: bool) -> None:
         self.position = file.position
-        self.descriptor, self.before = open_file(file.path)
-        if cold:
-            drop_cached_pages(self.descriptor)
+        self.descriptor, self.before = _open(file.path, cold)
         self._expected = expected
         self._digests = bytearray(len(expected.digests))
         self._left = _block_count(expected.size)
@@ -373,7 +381,7 @@ class _Recording:
         settle: Callable[[int, Observation], Observation],
     ) -> None:
         self._lock = threading.Lock()
-        self._files = iter(files)
+        self._files = deque(files)
         self._width = width
         self._cold = cold
         self._meter = meter
@@ -385,27 +393,37 @@ class _Recording:
         buffers = [memoryview(bytearray(PIECE_BYTES)) for _ in range(self._width)]
         streams: list[_Stream | None] = [None] * self._width
         finished: list[tuple[int, Observation]] = []
+        waits = 0
         try:
             while not stop.is_set():
-                streams = [stream or self._next(finished) for stream in streams]
-                if not any(streams):
+                patient = waits < MOST_WAITS
+                streams = [stream or self._next(finished, patient) for stream in streams]
+                if any(streams):
+                    self._advance(streams, buffers, chains, finished)
+                elif self._files and patient:
+                    waits += 1
+                    time.sleep(WAIT_SECONDS)  # every descriptor is in use elsewhere
+                else:
                     break
-                self._advance(streams, buffers, chains, finished)
         finally:
             for stream in filter(None, streams):
                 stream.close()
         return finished
 
-    def _next(self, finished: list[tuple[int, Observation]]) -> _Stream | None:
-        """Open the next file that can be opened."""
+    def _next(self, finished: list[tuple[int, Observation]], patient: bool) -> _Stream | None:
+        """Open the next file that can be opened; one that finds no descriptor may come later."""
         while True:
             with self._lock:
-                file = next(self._files, None)
-            if file is None:
-                return None
+                if not self._files:
+                    return None
+                file = self._files.popleft()
             try:
                 return _Stream(file, self._cold)
             except OSError as error:
+                if patient and error.errno in _NO_DESCRIPTOR:
+                    with self._lock:
+                        self._files.appendleft(file)
+                    return None
                 finished.append((file.position, Observation(None, 0, None, None, error)))
                 if self._meter:
                     self._meter.add(1, 0)
@@ -442,9 +460,7 @@ class _Stream:
     def __init__(self, file: LargeFile, cold: bool) -> None:
         self.position = file.position
         self.ended = False
-        self._descriptor, self._before = open_file(file.path)
-        if cold:
-            drop_cached_pages(self._descriptor)
+        self._descriptor, self._before = _open(file.path, cold)
         self._size = 0
         self._block = blake3()
         self._digests = bytearray()
@@ -500,6 +516,17 @@ def _in_threads(
         executor.shutdown(wait=True, cancel_futures=True)
 
 
+def _open(path: bytes, cold: bool) -> tuple[int, FileState]:
+    descriptor, before = open_file(path)
+    try:
+        if cold:
+            drop_cached_pages(descriptor)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor, before
+
+
 def _fill(descriptor: int, buffer: memoryview, offset: int) -> memoryview:
     """Read at an offset until the buffer is full or the file ends; return what was read."""
     size = 0
@@ -509,6 +536,12 @@ def _fill(descriptor: int, buffer: memoryview, offset: int) -> memoryview:
             break
         size += count
     return buffer[:size]
+
+
+def _descriptors() -> int:
+    """Return how many files to have open at a time: half of what is allowed, others need some."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if most == resource.RLIM_INFINITY else most // 2
 
 
 def _block_count(size: int) -> int:

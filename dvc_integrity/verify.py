@@ -183,7 +183,7 @@ class _Reading:
         """Return which bytes of a file differ, where its blocks are on record."""
         if seen.blocks is None or entry.digest is None or self._store.blocks is None:
             return ()
-        expected = self._store.blocks.find(entry.digest)
+        expected = self._store.blocks.find(entry.digest, entry.size)
         return expected.differing(seen.blocks, seen.size) if expected else ()
 
 

@@ -1453,6 +1453,113 @@ def test_a_folder_in_place_of_the_receipt_is_told(tracked: Project, run: Run) ->
     assert before == set(tracked.root.iterdir())
 
 
+# ------------------------------------------------------------------------------- blocks
+
+MIB = 1 << 20
+
+LARGE = bytes(range(256)) * (17 * MIB // 256) + b"the rest"
+"""A file that is read by blocks: 18 of them."""
+
+PLACE = ".dvc/tmp/integrity/blocks"
+
+
+@pytest.fixture
+def large(project: Project) -> Project:
+    """Return a project that tracks one large file and a folder with another and a small one."""
+    project.add("big", {"big": LARGE})
+    project.add("more", {"more/big": LARGE[: 16 * MIB], "more/small": b"small"})
+    project.commit("large")
+    return project
+
+
+def hashed(outcome: Outcome) -> dict[str, tuple[int, int]]:
+    """Return files and bytes by the digest that was computed."""
+    told = outcome.document["coverage"]["rehashed"]["digests"]
+    return {name: (each["files"], each["bytes"]) for name, each in told.items()}
+
+
+def without_records(project: Project) -> faults.Snapshot:
+    """Return everything in a project but what lies among the records."""
+    everything = faults.snapshot(project.root)
+    above = {".dvc/tmp", ".dvc/tmp/integrity"}  # made, or with an entry more
+    return {
+        path: state
+        for path, state in everything.items()
+        if path not in above and f"{path}/".partition(f"{PLACE}/")[1] == ""
+    }
+
+
+@pytest.mark.parametrize("store", ["workspace", "cache"])
+def test_large_files_are_held_by_their_blocks(large: Project, run: Run, store: str) -> None:
+    """First by MD5, then by blocks; the JSON counts which, and a flipped bit is placed.
+
+    Nothing in the project changes but the records.
+    """
+    arguments = ("verify", "--json", "--store", store)
+    before = without_records(large)
+    size = len(LARGE) + 16 * MIB
+    assert {"md5": (3, size + 5)} == hashed(run(*arguments))
+    outcome = run(*arguments)
+    assert (0, []) == (outcome.status, outcome.document["findings"])
+    assert {"blocks": (2, size), "md5": (1, 5)} == hashed(outcome)
+    assert before == without_records(large)
+    assert 2 == sum(path.is_file() for path in (large.root / PLACE).rglob("*"))
+
+    here = large.root / "big" if store == "workspace" else object_path(large.cache, md5(LARGE))
+    faults.flip_bit(here, 3 * MIB + 1)
+    faults.flip_bit(here, len(LARGE) - 1)
+    before = faults.snapshot(large.root)
+    outcome = run(*arguments)
+    (finding,) = outcome.document["findings"]
+    assert (1, "big", "corrupt", [[3 * MIB, 4 * MIB], [17 * MIB, len(LARGE)]]) == (
+        outcome.status,
+        finding["path"],
+        finding["status"],
+        finding["ranges"],
+    )
+    assert f"md5:{md5(here.read_bytes())}" == finding["found"]
+    assert {"blocks": (1, 16 * MIB), "md5": (2, len(LARGE) + 5)} == hashed(outcome)
+    assert before == faults.snapshot(large.root)
+
+
+def test_no_blocks_means_md5_and_no_records(large: Project, run: Run) -> None:
+    """``--no-blocks`` neither writes records nor uses those that are there."""
+    everything = {"md5": (3, len(LARGE) + 16 * MIB + 5)}
+    assert everything == hashed(run("verify", "--json", "--no-blocks"))
+    assert not (large.root / PLACE).exists()
+    run("verify")
+    before = faults.snapshot(large.root / PLACE)
+    assert everything == hashed(run("verify", "--json", "--no-blocks"))
+    faults.flip_bit(large.root / "big")
+    outcome = run("verify", "--json", "--no-blocks")
+    assert (1, []) == (outcome.status, outcome.document["findings"][0]["ranges"])
+    assert before == faults.snapshot(large.root / PLACE)
+
+
+@pytest.mark.parametrize("damage", [False, True], ids=["clean", "damaged"])
+def test_records_that_cannot_be_written_change_no_status(large: Project, damage: bool) -> None:
+    """No file may be longer than nothing: the verdict stands, and one warning says so."""
+    status = 0
+    if damage:
+        faults.flip_bit(large.root / "more/big")
+        status = 1
+    before = ("sh", "-c", 'ulimit -f 0 && exec "$@"', "sh")
+    outcome = program("verify", "--json", before=before)
+    assert status == outcome.status
+    assert {"md5": (3, len(LARGE) + 16 * MIB + 5)} == hashed(outcome)
+    assert 1 == outcome.err.count("cannot be kept"), outcome.err
+    assert [] == [path for path in (large.root / PLACE).rglob("*") if path.is_file()]
+
+
+def test_records_without_write_permission_change_no_status(large: Project) -> None:
+    """A temporary folder that may not be written to costs time only."""
+    (large.root / ".dvc/tmp/integrity").mkdir(parents=True)
+    with mode(large.root / ".dvc/tmp/integrity", 0o555):
+        outcome = program("verify", "--json", before=without_override())
+        assert (0, 1) == (outcome.status, outcome.err.count("cannot be kept"))
+        assert not (large.root / PLACE).exists()
+
+
 # ------------------------------------------------------------------------------- Ctrl-C
 
 

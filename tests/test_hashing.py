@@ -31,6 +31,7 @@ from dvc_integrity.hashing import (
     BATCH_FILES,
     BATCHES_AHEAD,
     PIECE_BYTES,
+    Chains,
     Meter,
     hash_buffers,
     hash_chunks,
@@ -591,6 +592,58 @@ def test_an_interrupt_stops_a_read_at_its_next_piece(
     with pytest.raises(KeyboardInterrupt):
         observe([*[small] * BATCH_FILES, os.fspath(big)], jobs=2)
     assert [] == threads()
+
+
+# ----------------------------------------------------------------- chains
+
+
+@law
+@given(
+    st.lists(
+        st.lists(st.integers(0, 40).map(lambda blocks: 64 * blocks), max_size=5),
+        min_size=1,
+        max_size=Chains.MOST + 1,
+    ),
+    st.integers(0, 300),
+)
+def test_chains_hash_like_hashlib(cuts: list[list[int]], rest: int) -> None:
+    """Streams of any lengths, cut in any way: each has its own MD5, also one that began anew."""
+    chains = Chains(len(cuts))
+    for turn in range(2):
+        hashed = [b""] * len(cuts)
+        for step in range(5):
+            pieces = [
+                BIG[turn + stream : turn + stream + (cut[step] if step < len(cut) else 0)]
+                for stream, cut in enumerate(cuts)
+            ]
+            hashed = [before + piece for before, piece in zip(hashed, pieces, strict=True)]
+            chains.update([memoryview(piece) for piece in pieces])
+        for stream in reversed(range(len(cuts))):
+            end = BIG[stream : stream + rest]
+            assert md5(hashed[stream] + end) == chains.finish(stream, memoryview(end))
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 1000])
+def test_chains_end_with_any_rest(blocks: int) -> None:
+    """Every length of what comes last, from none on: each position of the padding."""
+    chains = Chains(3)
+    for rest in range(301):
+        chains.update([b"", BIG[: 64 * blocks], BIG[64:128]])
+        data = BIG[7 : 7 + rest]
+        assert md5(BIG[: 64 * blocks] + data) == chains.finish(1, data)
+        assert md5(BIG[64:128]) == chains.finish(2, b"")
+    assert md5(b"") == chains.finish(0, b"")
+
+
+def test_a_chain_that_began_anew_leaves_the_others_alone() -> None:
+    """One stream ends and begins again in the midst of another, which goes on."""
+    chains, data = Chains(2), b""
+    for turn in range(20):
+        piece = BIG[turn : turn + 64 * (turn + 1)]
+        chains.update([piece, piece])
+        data += piece
+        assert md5(piece + b"end") == chains.finish(0, b"end")
+    assert md5(data) == chains.finish(1, b"")
 
 
 # ----------------------------------------------------------------- chunks of one file

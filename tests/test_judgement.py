@@ -269,6 +269,52 @@ def test_a_read_that_failed_once_is_transient(before: FileState | None) -> None:
     assert os.strerror(errno.EIO) in finding.detail
 
 
+def other_blocks(blocks: bytes, before: FileState = PLAIN, after: FileState = PLAIN) -> Observation:
+    """Return a read by blocks that showed others than the recorded ones."""
+    return Observation(None, SIZE, before, after, None, blocks, by_blocks=True)
+
+
+@pytest.mark.parametrize("immutable", [False, True])
+def test_other_blocks_once_are_transient(immutable: bool) -> None:
+    """Blocks that the second read does not show again are told, though there was no digest."""
+    first = other_blocks(b"B" * 32)
+    for second in (seen(GOOD), seen(GOOD)._replace(blocks=b"G" * 32)):
+        assert transient(first, second, immutable=immutable)
+        finding = judge(entry(), first, second, never, immutable=immutable)
+        assert finding is not None
+        assert "a first read gave other blocks, a second one" in finding.detail
+
+
+@pytest.mark.parametrize("immutable", [False, True])
+def test_the_same_blocks_twice_are_a_wrong_record(immutable: bool) -> None:
+    """Both reads showed the same bytes, and their digest is the committed one: nothing to tell."""
+    second = seen(GOOD)._replace(blocks=b"B" * 32)
+    assert not transient(other_blocks(b"B" * 32), second, immutable=immutable)
+
+
+def test_other_blocks_of_a_file_that_was_written_blame_no_hardware() -> None:
+    """A file that changed during the first read, or between the two, is good if the last is."""
+    second = seen(GOOD, TOUCHED, TOUCHED)
+    assert not transient(other_blocks(b"B" * 32, PLAIN, TOUCHED), second)
+    assert not transient(other_blocks(b"B" * 32), second)
+
+
+@pytest.mark.parametrize("immutable", [False, True])
+def test_other_blocks_are_never_good_by_themselves(immutable: bool) -> None:
+    """Whatever blocks were seen first, a second read of other bytes is damage, with its digest."""
+    for blocks in (b"", b"B" * 32, b"W" * 32):
+        second = seen(BAD)._replace(blocks=b"B" * 32)
+        finding = judge(
+            entry(), other_blocks(blocks), second, lambda _: Hint(), immutable=immutable
+        )
+        assert finding is not None
+        expected = Status.CORRUPT if immutable else Status.MODIFIED
+        assert (expected, Digest(Algorithm.MD5, BAD)) == (finding.status, finding.found)
+        finding = judge(entry(), other_blocks(blocks), None, lambda _: Hint(), immutable=immutable)
+        assert finding is not None
+        assert expected is finding.status
+
+
 # ----------------------------------------------------------------- details
 
 
