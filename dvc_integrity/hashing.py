@@ -53,6 +53,7 @@ __all__ = [
     "open_file",
     "read_chunks",
     "read_file",
+    "read_files",
     "usable_cpus",
 ]
 
@@ -292,26 +293,46 @@ def hash_chunks(
     return Digest(algorithm, hasher.digest()), size
 
 
-def read_file(
-    path: str | bytes, algorithm: Algorithm = Algorithm.MD5, *, cold: bool = False
-) -> tuple[bytes, Observation]:
-    """Read a whole file once and hash that very buffer.
+def read_files(
+    paths: Iterable[str | bytes], algorithm: Algorithm = Algorithm.MD5, *, cold: bool = False
+) -> list[tuple[bytes, Observation]]:
+    """Read whole files once each, and hash those very buffers side by side.
 
     Parameters
     ----------
-    path
-        File to read; symbolic links are followed.
+    paths
+        Files to read; symbolic links are followed.
     algorithm
         The content hash.
     cold
-        Drop the file's cached pages first.
+        Drop the files' cached pages first.
 
     Returns
     -------
-    tuple[bytes, Observation]
-        The bytes (empty if ``error`` is set) and what was seen. The digest is of the bytes
-        that are returned: nothing is read twice.
+    list[tuple[bytes, Observation]]
+        For each path its bytes (empty if ``error`` is set) and what was seen. The digest is of
+        the bytes that are returned: nothing is read twice.
     """
+    read = [_read_whole(path, cold) for path in paths]
+    digests = iter(hash_buffers([data for data, seen in read if not seen.error], algorithm))
+    return [
+        (data, seen if seen.error else seen._replace(digest=next(digests).value))
+        for data, seen in read
+    ]
+
+
+def read_file(
+    path: str | bytes, algorithm: Algorithm = Algorithm.MD5, *, cold: bool = False
+) -> tuple[bytes, Observation]:
+    """Read a whole file once and hash that very buffer; as ``read_files``, for one."""
+    (read,) = read_files([path], algorithm, cold=cold)
+    return read
+
+
+def _read_whole(path: str | bytes, cold: bool) -> tuple[bytes, Observation]:
+    """Read a file; the observation has no digest yet."""
+    before: FileState | None = None
+    data = b""
     try:
         descriptor, before = open_file(path)
         try:
@@ -323,8 +344,8 @@ def read_file(
         finally:
             os.close(descriptor)
     except OSError as error:
-        return b"", Observation(None, 0, None, None, error)
-    return data, Observation(_hash_buffer(data, algorithm).value, len(data), before, after, None)
+        return b"", Observation(None, len(data), before, None, error)
+    return data, Observation(None, len(data), before, after, None)
 
 
 def read_chunks(path: str | bytes) -> Iterator[bytes]:

@@ -188,6 +188,23 @@ class Manifest:
             out=self.outs[int(self.out_index[index])].path,
         )
 
+    def algorithms(self, rows: Sequence[int]) -> list[Algorithm]:
+        """Return the algorithm of the digest of each of ``rows``.
+
+        Raises
+        ------
+        ManifestError
+            If no content hash is committed for one of them; the message names it.
+        """
+        codes = (self.kinds[np.asarray(rows, np.int64)] & _ALGORITHM_BITS).tolist()
+        for row, code in zip(rows, codes, strict=True):
+            if not code:
+                raise ManifestError(
+                    f"'{printable(os.fsdecode(self.path(row)))}' cannot be verified: no content "
+                    f"hash is committed for it."
+                )
+        return [_ALGORITHMS[code] for code in codes]
+
     def are_executable(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return whether DVC records that the entries at ``rows`` are executable; bool[n]."""
         executable: NDArray[np.bool_] = (self.kinds[rows] & _EXECUTABLE_BIT) != 0

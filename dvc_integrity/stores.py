@@ -22,7 +22,15 @@ from numpy.typing import NDArray
 from dvc_integrity.blocks import BlockRecords, BlockUse, BlockwiseFiles
 from dvc_integrity.digest import Algorithm, Digest
 from dvc_integrity.errors import StoreError, printable
-from dvc_integrity.hashing import Meter, Paths, hash_chunks, hash_files, read_chunks
+from dvc_integrity.hashing import (
+    Meter,
+    Paths,
+    hash_buffers,
+    hash_chunks,
+    hash_files,
+    read_chunks,
+    read_files,
+)
 from dvc_integrity.manifest import Manifest, Out
 from dvc_integrity.observation import Observation, Observations
 from dvc_integrity.report import Hint
@@ -78,6 +86,14 @@ class Store(Protocol):
         """Read and hash the entries at ``rows``, all of one algorithm.
 
         Each of ``rows`` comes once, in any batch; ``positions`` are indices into ``rows``.
+        """
+
+    def read(
+        self, manifest: Manifest, rows: Sequence[int], *, cold: bool = False
+    ) -> list[tuple[bytes, Observation]]:
+        """Return the bytes of the entries at ``rows``, and what was seen of them.
+
+        The digest is of the very bytes that are returned, which are empty after an error.
         """
 
     def extras(self, manifest: Manifest) -> Iterator[tuple[str, OSError | None]]:
@@ -151,6 +167,16 @@ class Workspace:
         paths = Paths(manifest.blob, manifest.offsets[rows], os.fsencode(self.root))
         large = _blockwise(self.blocks, blocks, manifest, rows, algorithm)
         return hash_files(paths, algorithm, jobs=jobs, cold=cold, meter=meter, large=large)
+
+    def read(
+        self, manifest: Manifest, rows: Sequence[int], *, cold: bool = False
+    ) -> list[tuple[bytes, Observation]]:
+        """Return the bytes of files of the work tree; links are followed."""
+
+        def read(some: Sequence[int], algorithm: Algorithm) -> list[tuple[bytes, Observation]]:
+            return read_files(map(self.locate, map(manifest.path, some)), algorithm, cold=cold)
+
+        return _by_algorithm(manifest, rows, read)
 
     def listings(self, manifest: Manifest) -> Iterator[tuple[Out, Callable[..., Observation]]]:  # noqa: ARG002 (the protocol)
         """Yield nothing: a listing is an object of the cache, not a file of the work tree."""
@@ -262,16 +288,31 @@ class Connection:
     Attributes
     ----------
     filesystem
-        What opens its files, with fsspec's ``open``.
-    locate
-        Gives the path of an object from its digest and whether it is a folder's listing.
+        What opens its files: a filesystem of fsspec. Not needed where paths are local.
+    base
+        The folder in it that the objects lie in.
     local
         Whether the paths are plain paths of this machine.
     """
 
     filesystem: Any
-    locate: Callable[[Digest, bool], str]
+    base: str
     local: bool
+
+    def locate(self, digest: Digest, listing: bool = False) -> str:
+        """Return the path of an object (``dvc_data.hashfile.db.HashFileDB.oid_to_path``)."""
+        modern = digest.algorithm is not Algorithm.MD5_DOS2UNIX  # DVC 2 has no ``files/md5``
+        folder = f"{self.base}/files/md5" if modern else self.base
+        return f"{folder}/{digest.hex[:2]}/{digest.hex[2:]}{'.dir' if listing else ''}"
+
+    def reopened(self) -> Connection:
+        """Return the same for another process: what was opened before a fork is not shared."""
+        if self.local or not hasattr(self.filesystem, "storage_options"):
+            return self
+        opened = type(self.filesystem)(
+            *self.filesystem.storage_args, **self.filesystem.storage_options
+        )
+        return replace(self, filesystem=opened)
 
 
 class ObjectStore:
@@ -304,12 +345,27 @@ class ObjectStore:
         self._connect = connect
         self._has = has
         self._connection: Connection | None = None
+        self._process = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave behind what knows the project; the other process opens the store for itself."""
+        connection = self._connected()
+        if connection.local:
+            connection = replace(connection, filesystem=None)
+        return {
+            "name": self.name,
+            "blocks": self.blocks,
+            "_connect": None,
+            "_has": _has_everything,
+            "_connection": connection,
+            "_process": os.getpid(),
+        }
 
     def holds(self, out: Out) -> bool:
         """Return whether this store is to have the objects of an output."""
         return self._has(out)
 
-    def read(self, digest: Digest, *, listing: bool = False) -> Iterator[bytes]:
+    def stream(self, digest: Digest, *, listing: bool = False) -> Iterator[bytes]:
         """Yield the bytes of one object, in chunks.
 
         Raises
@@ -351,10 +407,26 @@ class ObjectStore:
         digests = (Digest(algorithm, manifest.digests[row].tobytes()) for row in rows)
         connection = self._connected()
         if connection.local:
-            paths = (connection.locate(digest, False) for digest in digests)
+            paths = (connection.locate(digest) for digest in digests)
             large = _blockwise(self.blocks, blocks, manifest, rows, algorithm)
             return hash_files(paths, algorithm, jobs=jobs, cold=cold, meter=meter, large=large)
-        return self._stream(digests, jobs or REMOTE_STREAMS, meter)
+        return self._observe_remote(digests, jobs or REMOTE_STREAMS, meter)
+
+    def read(
+        self, manifest: Manifest, rows: Sequence[int], *, cold: bool = False
+    ) -> list[tuple[bytes, Observation]]:
+        """Return the bytes of the objects of the entries at ``rows``."""
+
+        def read(some: Sequence[int], algorithm: Algorithm) -> list[tuple[bytes, Observation]]:
+            digests = [Digest(algorithm, manifest.digests[row].tobytes()) for row in some]
+            connection = self._connected()
+            if connection.local:
+                return read_files(map(connection.locate, digests), algorithm, cold=cold)
+            with ThreadPoolExecutor(REMOTE_STREAMS, "dvc-integrity-read") as executor:
+                contents = list(executor.map(self._read_remote, digests))
+            return _hashed(contents, algorithm)
+
+        return _by_algorithm(manifest, rows, read)
 
     def extras(self, manifest: Manifest) -> Iterator[tuple[str, OSError | None]]:  # noqa: ARG002 (the protocol)
         """Yield nothing: a store holds the objects of many revisions."""
@@ -370,7 +442,13 @@ class ObjectStore:
         """Say nothing: nobody writes to an object once it has its name."""
         return Hint(written=False)
 
-    def _stream(
+    def _read_remote(self, digest: Digest) -> bytes | OSError:
+        try:
+            return b"".join(self.stream(digest))
+        except OSError as error:
+            return error
+
+    def _observe_remote(
         self, digests: Iterator[Digest], jobs: int, meter: Meter | None
     ) -> Iterator[Observations]:
         observe = partial(self._observe_object, meter=meter)
@@ -394,7 +472,7 @@ class ObjectStore:
             (seen,) = chain(*hash_files([place], digest.algorithm, jobs=1, cold=cold, meter=meter))
             return seen
         try:
-            found, size = hash_chunks(self.read(digest, listing=listing), digest.algorithm, meter)
+            found, size = hash_chunks(self.stream(digest, listing=listing), digest.algorithm, meter)
         except OSError as error:
             return Observation(None, 0, None, None, error)
         finally:
@@ -405,7 +483,43 @@ class ObjectStore:
     def _connected(self) -> Connection:
         if self._connection is None:
             self._connection = self._connect()
+        elif self._process != os.getpid():
+            self._connection = self._connection.reopened()
+        self._process = os.getpid()
         return self._connection
+
+
+def _has_everything(_: Out) -> bool:
+    return True
+
+
+def _by_algorithm(
+    manifest: Manifest,
+    rows: Sequence[int],
+    read: Callable[[Sequence[int], Algorithm], list[tuple[bytes, Observation]]],
+) -> list[tuple[bytes, Observation]]:
+    """Read entries of one algorithm after those of the other; the result is in order."""
+    algorithms = manifest.algorithms(rows)
+    if len(set(algorithms)) == 1:
+        return read(rows, algorithms[0])
+    found: dict[int, tuple[bytes, Observation]] = {}
+    for algorithm in set(algorithms):
+        some = [row for row, each in zip(rows, algorithms, strict=True) if each is algorithm]
+        found |= zip(some, read(some, algorithm), strict=True)
+    return [found[row] for row in rows]
+
+
+def _hashed(
+    contents: Sequence[bytes | OSError], algorithm: Algorithm
+) -> list[tuple[bytes, Observation]]:
+    """Hash what was read side by side; an error stays one."""
+    digests = iter(hash_buffers([each for each in contents if isinstance(each, bytes)], algorithm))
+    return [
+        (b"", Observation(None, 0, None, None, each))
+        if isinstance(each, OSError)
+        else (each, Observation(next(digests).value, len(each), None, None, None))
+        for each in contents
+    ]
 
 
 def _blockwise(

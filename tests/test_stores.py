@@ -81,16 +81,6 @@ def workspace_case(folder: Path, files: Tree) -> Case:
     return Case(Workspace(os.fspath(folder)), put)
 
 
-def place_of(base: str) -> Callable[[Digest, bool], str]:
-    """Return where DVC keeps objects below ``base``."""
-
-    def locate(digest: Digest, of_listing: bool) -> str:
-        suffix = ".dir" if of_listing else ""
-        return f"{base}/files/md5/{digest.hex[:2]}/{digest.hex[2:]}{suffix}"
-
-    return locate
-
-
 def object_case(connection: Connection, files: Tree, name: str) -> Case:
     """Return a store with the objects of some files in it."""
     filesystem = connection.filesystem
@@ -115,12 +105,12 @@ def object_case(connection: Connection, files: Tree, name: str) -> Case:
 
 
 def cache_case(folder: Path, files: Tree) -> Case:
-    connection = Connection(LocalFileSystem(), place_of(os.fspath(folder / "cache")), local=True)
+    connection = Connection(LocalFileSystem(), os.fspath(folder / "cache"), local=True)
     return object_case(connection, files, "cache")
 
 
 def remote_case(folder: Path, files: Tree) -> Case:
-    connection = Connection(MemoryFileSystem(), place_of(f"/{folder.name}"), local=False)
+    connection = Connection(MemoryFileSystem(), f"/{folder.name}", local=False)
     return object_case(connection, files, "remote:far")
 
 
@@ -419,14 +409,14 @@ def test_an_object_is_read_in_chunks(kind: str, tmp_path: Path) -> None:
     """``read`` gives the bytes of an object or of a listing; the two have different names."""
     big = {"big": b"0123456789abcdef" * 200_000}
     store = CASES[kind](tmp_path, big).store
-    chunks = list(store.read(Digest.from_hex(Algorithm.MD5, md5(big["big"]))))
+    chunks = list(store.stream(Digest.from_hex(Algorithm.MD5, md5(big["big"]))))
     assert big["big"] == b"".join(chunks)
     assert stores.CHUNK_BYTES >= max(map(len, chunks))
     out = folder_out(big)
     assert out.digest
-    assert listing(big) == b"".join(store.read(out.digest, listing=True))
+    assert listing(big) == b"".join(store.stream(out.digest, listing=True))
     with pytest.raises(FileNotFoundError):
-        list(store.read(out.digest))
+        list(store.stream(out.digest))
 
 
 @objects
@@ -476,7 +466,7 @@ class Failing(MemoryFileSystem):
 def failing(error: Exception) -> ObjectStore:
     filesystem = Failing()
     filesystem.error = error
-    connection = Connection(filesystem, place_of("/nowhere"), local=False)
+    connection = Connection(filesystem, "/nowhere", local=False)
     return ObjectStore("remote:far", lambda: connection, lambda _: True)
 
 

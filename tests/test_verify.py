@@ -640,18 +640,11 @@ def test_a_store_that_is_to_have_no_file_is_a_failure() -> None:
 # ----------------------------------------------------------------- object stores
 
 
-def locate(base: str) -> Callable[[di.Digest, bool], str]:
-    def place(digest: di.Digest, of_listing: bool) -> str:
-        return f"{base}/{digest.hex[:2]}/{digest.hex[2:]}{'.dir' if of_listing else ''}"
-
-    return place
-
-
 class Objects:
     """A cache or a remote with the objects of ``FILES`` in it, and ways to damage them."""
 
     def __init__(self, filesystem: Any, base: str, local: bool) -> None:
-        self.connection = Connection(filesystem, locate(base), local)
+        self.connection = Connection(filesystem, base, local)
         self.store = ObjectStore(
             "cache" if local else "remote:far", lambda: self.connection, lambda out: out.cached
         )
@@ -793,9 +786,7 @@ def test_a_remote_that_refuses_leaves_the_report_incomplete(number: int) -> None
     """Objects that a remote does not hand out are unreadable, neither good nor corrupt."""
     filesystem = Broken()
     filesystem.error = OSError(number, os.strerror(number))
-    store = ObjectStore(
-        "remote:far", lambda: Connection(filesystem, locate("/x"), False), lambda _: True
-    )
+    store = ObjectStore("remote:far", lambda: Connection(filesystem, "/x", False), lambda _: True)
     report = di.verify(manifest_of(FILES), store)
     assert {"unreadable"} == set(statuses(report).values())
     assert Verdict.INCOMPLETE is report.verdict
@@ -805,9 +796,7 @@ def test_objects_that_fail_in_their_own_way_are_unreadable() -> None:
     """Checking goes on past an object whose remote raises what no OSError is."""
     filesystem = Broken()
     filesystem.error = LookupError("the token has expired")
-    store = ObjectStore(
-        "remote:far", lambda: Connection(filesystem, locate("/x"), False), lambda _: True
-    )
+    store = ObjectStore("remote:far", lambda: Connection(filesystem, "/x", False), lambda _: True)
     report = di.verify(manifest_of(FILES), store)
     assert Verdict.INCOMPLETE is report.verdict
     assert {Status.UNREADABLE} == {each.status for each in report.findings}

@@ -334,7 +334,7 @@ class Repository:
             hasher = digest.algorithm.hasher()
             chunks: deque[bytes] = deque()
             try:
-                for chunk in store.read(digest, listing=True):
+                for chunk in store.stream(digest, listing=True):
                     hasher.update(chunk)
                     chunks.append(chunk)
             except FileNotFoundError:
@@ -390,7 +390,7 @@ class Repository:
             raise StoreError(
                 f"The {store} is not there: '{printable(base)}' is no folder. Is its disk mounted?"
             )
-        return Connection(filesystem, partial(_object_path, base), local)
+        return Connection(filesystem.fs, base, local)
 
     @property
     def _default(self) -> str | None:
@@ -403,7 +403,7 @@ class Repository:
         return str(folder or os.path.join(self.root, Repo.DVC_DIR, "cache"))
 
     def _cache_path(self, digest: Digest) -> str:
-        return _object_path(self._cache_folder, digest, listing=False)
+        return Connection(None, self._cache_folder, local=True).locate(digest)
 
     def _relative(self, target: str | os.PathLike[str]) -> str:
         """Return a target relative to the DVC root; a stage's address stays as it is."""
@@ -542,12 +542,6 @@ def _inside(place: str, root: str) -> str | None:
             return "" if parent == place else os.path.relpath(place, parent)
         parent = os.path.dirname(parent)
     return None
-
-
-def _object_path(base: str, digest: Digest, listing: bool) -> str:
-    """Return where DVC keeps an object (``HashFileDB.oid_to_path``; DVC 2 has no ``files/md5``)."""
-    folder = base if digest.algorithm is Algorithm.MD5_DOS2UNIX else f"{base}/files/md5"
-    return f"{folder}/{digest.hex[:2]}/{digest.hex[2:]}{'.dir' if listing else ''}"
 
 
 def _is_in_cache(out: Out) -> bool:

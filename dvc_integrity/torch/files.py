@@ -1,8 +1,4 @@
-"""PyTorch datasets over a ``Reader``: each sample is decoded from bytes that were just proven.
-
-DataLoader workers get a manifest in a few NumPy arrays and a folder name. They import no DVC
-and open no repository, whatever the start method.
-"""
+"""A folder of files as a dataset, one sample a file."""
 
 from __future__ import annotations
 

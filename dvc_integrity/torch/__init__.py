@@ -1,0 +1,9 @@
+"""PyTorch datasets over a ``Reader``: each sample is decoded from bytes that were just proven.
+
+DataLoader workers get a manifest in a few NumPy arrays and a folder name. They import no DVC
+and open no repository, whatever the start method.
+"""
+
+from dvc_integrity.torch.files import VerifiedFiles
+
+__all__ = ["VerifiedFiles"]
