@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dvc_integrity.errors import ManifestError as ManifestError
     from dvc_integrity.errors import NothingToVerify as NothingToVerify
     from dvc_integrity.errors import RepositoryError as RepositoryError
+    from dvc_integrity.errors import RestoreError as RestoreError
     from dvc_integrity.errors import StoreError as StoreError
     from dvc_integrity.manifest import Entry as Entry
     from dvc_integrity.manifest import Manifest as Manifest
@@ -51,6 +52,7 @@ _HOME = {
     "Report": "report",
     "Repository": "repository",
     "RepositoryError": "errors",
+    "RestoreError": "errors",
     "Status": "report",
     "StoreError": "errors",
     "Verdict": "report",

@@ -19,6 +19,7 @@ import struct
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -43,7 +44,7 @@ from dvc_integrity.hashing import (
 )
 from dvc_integrity.observation import FileState, Observation, Observations
 
-__all__ = ["BLOCK_BYTES", "BlockRecords", "BlockUse", "Blocks", "BlockwiseFiles"]
+__all__ = ["BLOCK_BYTES", "BlockRecords", "BlockUse", "Blocks", "BlockwiseFiles", "ProvenFile"]
 
 logger = logging.getLogger(__name__)
 
@@ -498,6 +499,85 @@ class _Stream:
     def close(self) -> None:
         """Close the file."""
         os.close(self._descriptor)
+
+
+class ProvenFile:
+    """A large file of which only the blocks that are touched are read, and proven.
+
+    The bytes of a block that is touched first come from the buffer that was hashed. Each block
+    is proven once, for as long as the file is open.
+
+    Parameters
+    ----------
+    path
+        The file.
+    blocks
+        What its content must be.
+    damaged
+        Gives the error to raise for a range of bytes that is not what it must be, twice.
+
+    Raises
+    ------
+    OSError
+        If it cannot be opened.
+    """
+
+    def __init__(
+        self, path: bytes, blocks: Blocks, damaged: Callable[[int, int], Exception]
+    ) -> None:
+        self.size = blocks.size
+        self._path = path
+        self._blocks = blocks
+        self._damaged = damaged
+        self._proven = bytearray(_block_count(blocks.size))
+        self._descriptor, _ = open_file(path)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def read_at(self, offset: int, view: memoryview) -> int:
+        """Fill ``view`` with the proven bytes at ``offset``; return how many there are.
+
+        Raises
+        ------
+        Exception
+            What ``damaged`` gives for a block that is not what it must be.
+        OSError
+            If it cannot be read.
+        """
+        end = min(offset + len(view), self.size)
+        at = offset
+        while at < end:
+            block = at // BLOCK_BYTES
+            stop = min(end, (block + 1) * BLOCK_BYTES)
+            part = view[at - offset : stop - offset]
+            if not self._proven[block]:
+                start = at - block * BLOCK_BYTES
+                part[:] = self._prove(block)[start : start + len(part)]
+            elif len(_fill(self._descriptor, part, at)) != len(part):
+                raise self._damaged(at, stop)  # it was cut meanwhile
+            at = stop
+        return max(0, end - offset)
+
+    def _prove(self, block: int) -> memoryview:
+        """Return the bytes of a block, read again past the page cache if they are not good."""
+        start = block * BLOCK_BYTES
+        stop = min(start + BLOCK_BYTES, self._blocks.size)
+        expected = self._blocks.digests[block * BLOCK_DIGEST_BYTES :][:BLOCK_DIGEST_BYTES]
+        buffer = memoryview(bytearray(stop - start))
+        for again in (False, True):
+            if again:
+                drop_cached_pages(self._descriptor)
+            piece = _fill(self._descriptor, buffer, start)
+            if len(piece) == len(buffer) and blake3(piece).digest() == expected:
+                if again:
+                    logger.warning(
+                        "Bytes %d-%d of '%s' were good only when read again",
+                        start,
+                        stop - 1,
+                        printable(os.fsdecode(self._path)),
+                    )
+                self._proven[block] = 1
+                return piece
+        raise self._damaged(start, stop)
 
 
 def _in_threads(

@@ -6,6 +6,7 @@ Damage is a value (a finding in a report), inability is an exception::
     ├── RepositoryError    no Git, no DVC, no commit, an unknown revision or target
     ├── ManifestError      the expectation cannot be read: damaged listing, unsafe path, broken YAML
     ├── StoreError         a place that holds bytes cannot be used
+    ├── RestoreError       there is no good copy, or it cannot be put in its place
     ├── NothingToVerify    the request covers no file at all
     └── CorruptDataError   a reader met bytes that differ (lives in ``report``, beside ``Finding``)
 
@@ -22,6 +23,7 @@ __all__ = [
     "ManifestError",
     "NothingToVerify",
     "RepositoryError",
+    "RestoreError",
     "StoreError",
     "printable",
 ]
@@ -44,6 +46,10 @@ class ManifestError(IntegrityError):
 
 class StoreError(IntegrityError):
     """A workspace, cache, remote or receipt file cannot be used."""
+
+
+class RestoreError(IntegrityError):
+    """A file could not be brought back; it is what it was."""
 
 
 class NothingToVerify(IntegrityError):  # noqa: N818 (the public name says what happened)

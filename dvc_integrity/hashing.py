@@ -44,6 +44,7 @@ __all__ = [
     "LargeFiles",
     "Meter",
     "Paths",
+    "add_digests",
     "drop_cached_pages",
     "file_state",
     "hash_buffers",
@@ -294,7 +295,11 @@ def hash_chunks(
 
 
 def read_files(
-    paths: Iterable[str | bytes], algorithm: Algorithm = Algorithm.MD5, *, cold: bool = False
+    paths: Iterable[str | bytes],
+    algorithm: Algorithm = Algorithm.MD5,
+    *,
+    cold: bool = False,
+    hashed: Iterable[bool] = repeat(True),
 ) -> list[tuple[bytes, Observation]]:
     """Read whole files once each, and hash those very buffers side by side.
 
@@ -306,6 +311,8 @@ def read_files(
         The content hash.
     cold
         Drop the files' cached pages first.
+    hashed
+        Whether the bytes of each path are to be hashed.
 
     Returns
     -------
@@ -313,11 +320,21 @@ def read_files(
         For each path its bytes (empty if ``error`` is set) and what was seen. The digest is of
         the bytes that are returned: nothing is read twice.
     """
-    read = [_read_whole(path, cold) for path in paths]
-    digests = iter(hash_buffers([data for data, seen in read if not seen.error], algorithm))
+    return add_digests([_read_whole(path, cold) for path in paths], algorithm, hashed)
+
+
+def add_digests(
+    read: Sequence[tuple[bytes, Observation]],
+    algorithm: Algorithm,
+    hashed: Iterable[bool] = repeat(True),
+) -> list[tuple[bytes, Observation]]:
+    """Hash bytes that were read, side by side, and put the digests into what was seen."""
+    wanted = [want and not seen.error for (_, seen), want in zip(read, hashed, strict=False)]
+    buffers = [data for (data, _), want in zip(read, wanted, strict=True) if want]
+    digests = iter(hash_buffers(buffers, algorithm))
     return [
-        (data, seen if seen.error else seen._replace(digest=next(digests).value))
-        for data, seen in read
+        (data, seen._replace(digest=next(digests).value) if want else seen)
+        for (data, seen), want in zip(read, wanted, strict=True)
     ]
 
 

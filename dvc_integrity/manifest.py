@@ -188,6 +188,10 @@ class Manifest:
             out=self.outs[int(self.out_index[index])].path,
         )
 
+    def has_digest(self, index: int) -> bool:
+        """Return whether a content hash is committed for entry ``index``."""
+        return bool(self.kinds[index] & _ALGORITHM_BITS)
+
     def algorithms(self, rows: Sequence[int]) -> list[Algorithm]:
         """Return the algorithm of the digest of each of ``rows``.
 

@@ -25,7 +25,7 @@ from dvc_integrity.errors import StoreError, printable
 from dvc_integrity.hashing import (
     Meter,
     Paths,
-    hash_buffers,
+    add_digests,
     hash_chunks,
     hash_files,
     read_chunks,
@@ -89,12 +89,21 @@ class Store(Protocol):
         """
 
     def read(
-        self, manifest: Manifest, rows: Sequence[int], *, cold: bool = False
+        self,
+        manifest: Manifest,
+        rows: Sequence[int],
+        *,
+        cold: bool = False,
+        hashed: Sequence[bool] | None = None,
     ) -> list[tuple[bytes, Observation]]:
         """Return the bytes of the entries at ``rows``, and what was seen of them.
 
-        The digest is of the very bytes that are returned, which are empty after an error.
+        The digest is of the very bytes that are returned, which are empty after an error; there
+        is none where ``hashed`` is false.
         """
+
+    def place(self, manifest: Manifest, row: int) -> bytes | None:
+        """Return the path of an entry's file, if it is a plain path of this machine."""
 
     def extras(self, manifest: Manifest) -> Iterator[tuple[str, OSError | None]]:
         """Yield paths that the manifest does not list in folders that it describes in full.
@@ -169,14 +178,28 @@ class Workspace:
         return hash_files(paths, algorithm, jobs=jobs, cold=cold, meter=meter, large=large)
 
     def read(
-        self, manifest: Manifest, rows: Sequence[int], *, cold: bool = False
+        self,
+        manifest: Manifest,
+        rows: Sequence[int],
+        *,
+        cold: bool = False,
+        hashed: Sequence[bool] | None = None,
     ) -> list[tuple[bytes, Observation]]:
         """Return the bytes of files of the work tree; links are followed."""
 
         def read(some: Sequence[int], algorithm: Algorithm) -> list[tuple[bytes, Observation]]:
-            return read_files(map(self.locate, map(manifest.path, some)), algorithm, cold=cold)
+            paths = [self.place(manifest, rows[at]) for at in some]
+            return read_files(paths, algorithm, cold=cold, hashed=_chosen(hashed, some))
 
         return _by_algorithm(manifest, rows, read)
+
+    def place(self, manifest: Manifest, row: int) -> bytes:
+        """Return the path of an entry's file."""
+        return self.locate(manifest.path(row))
+
+    def detached(self) -> Workspace:
+        """Return the same without what explains differences: that knows DVC."""
+        return Workspace(self.root, blocks=self.blocks)
 
     def listings(self, manifest: Manifest) -> Iterator[tuple[Out, Callable[..., Observation]]]:  # noqa: ARG002 (the protocol)
         """Yield nothing: a listing is an object of the cache, not a file of the work tree."""
@@ -413,20 +436,47 @@ class ObjectStore:
         return self._observe_remote(digests, jobs or REMOTE_STREAMS, meter)
 
     def read(
-        self, manifest: Manifest, rows: Sequence[int], *, cold: bool = False
+        self,
+        manifest: Manifest,
+        rows: Sequence[int],
+        *,
+        cold: bool = False,
+        hashed: Sequence[bool] | None = None,
     ) -> list[tuple[bytes, Observation]]:
         """Return the bytes of the objects of the entries at ``rows``."""
 
         def read(some: Sequence[int], algorithm: Algorithm) -> list[tuple[bytes, Observation]]:
-            digests = [Digest(algorithm, manifest.digests[row].tobytes()) for row in some]
-            connection = self._connected()
+            digests = [Digest(algorithm, manifest.digests[rows[at]].tobytes()) for at in some]
+            connection, wanted = self._connected(), _chosen(hashed, some)
             if connection.local:
-                return read_files(map(connection.locate, digests), algorithm, cold=cold)
+                paths = map(connection.locate, digests)
+                return read_files(paths, algorithm, cold=cold, hashed=wanted)
             with ThreadPoolExecutor(REMOTE_STREAMS, "dvc-integrity-read") as executor:
-                contents = list(executor.map(self._read_remote, digests))
-            return _hashed(contents, algorithm)
+                return add_digests(
+                    list(executor.map(self._read_remote, digests)), algorithm, wanted
+                )
 
         return _by_algorithm(manifest, rows, read)
+
+    def place(self, manifest: Manifest, row: int) -> bytes | None:
+        """Return the path of an entry's object, where the store is local."""
+        connection = self._connected()
+        if not connection.local:
+            return None
+        (algorithm,) = manifest.algorithms([row])
+        return os.fsencode(connection.locate(Digest(algorithm, manifest.digests[row].tobytes())))
+
+    def detached(self) -> ObjectStore:
+        """Return the same without what knows the project; it is opened for that.
+
+        Raises
+        ------
+        StoreError
+            If it cannot be opened.
+        """
+        detached = ObjectStore(self.name, self._connect, _has_everything, blocks=self.blocks)
+        detached.__dict__.update(self.__getstate__())
+        return detached
 
     def extras(self, manifest: Manifest) -> Iterator[tuple[str, OSError | None]]:  # noqa: ARG002 (the protocol)
         """Yield nothing: a store holds the objects of many revisions."""
@@ -442,11 +492,13 @@ class ObjectStore:
         """Say nothing: nobody writes to an object once it has its name."""
         return Hint(written=False)
 
-    def _read_remote(self, digest: Digest) -> bytes | OSError:
+    def _read_remote(self, digest: Digest) -> tuple[bytes, Observation]:
+        """Return the bytes of an object; what was seen has no digest yet."""
         try:
-            return b"".join(self.stream(digest))
+            data = b"".join(self.stream(digest))
         except OSError as error:
-            return error
+            return b"", Observation(None, 0, None, None, error)
+        return data, Observation(None, len(data), None, None, None)
 
     def _observe_remote(
         self, digests: Iterator[Digest], jobs: int, meter: Meter | None
@@ -489,6 +541,10 @@ class ObjectStore:
         return self._connection
 
 
+def _chosen(hashed: Sequence[bool] | None, some: Sequence[int]) -> list[bool]:
+    return [True] * len(some) if hashed is None else [hashed[at] for at in some]
+
+
 def _has_everything(_: Out) -> bool:
     return True
 
@@ -500,26 +556,13 @@ def _by_algorithm(
 ) -> list[tuple[bytes, Observation]]:
     """Read entries of one algorithm after those of the other; the result is in order."""
     algorithms = manifest.algorithms(rows)
-    if len(set(algorithms)) == 1:
-        return read(rows, algorithms[0])
+    if len(set(algorithms)) <= 1:
+        return read(range(len(rows)), algorithms[0]) if rows else []
     found: dict[int, tuple[bytes, Observation]] = {}
     for algorithm in set(algorithms):
-        some = [row for row, each in zip(rows, algorithms, strict=True) if each is algorithm]
+        some = [at for at, each in enumerate(algorithms) if each is algorithm]
         found |= zip(some, read(some, algorithm), strict=True)
-    return [found[row] for row in rows]
-
-
-def _hashed(
-    contents: Sequence[bytes | OSError], algorithm: Algorithm
-) -> list[tuple[bytes, Observation]]:
-    """Hash what was read side by side; an error stays one."""
-    digests = iter(hash_buffers([each for each in contents if isinstance(each, bytes)], algorithm))
-    return [
-        (b"", Observation(None, 0, None, None, each))
-        if isinstance(each, OSError)
-        else (each, Observation(next(digests).value, len(each), None, None, None))
-        for each in contents
-    ]
+    return [found[at] for at in range(len(rows))]
 
 
 def _blockwise(

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from projects import Tree, listing, md5
 
 import dvc_integrity as di
-from dvc_integrity import reader as reader_module
+from dvc_integrity import stores
 from dvc_integrity.manifest import Manifest, ManifestBuilder, Out
 from dvc_integrity.observation import Observation
 from dvc_integrity.report import Finding, Hint, Status
@@ -111,13 +111,14 @@ def test_the_buffer_that_was_hashed_is_handed_on(
 ) -> None:
     """One read, one hash, that buffer: the very object that was judged comes out."""
     handed = []
-    read_file = reader_module.read_file
+    read_files = stores.read_files
 
-    def note(*arguments: object, **options: object) -> tuple[bytes, Observation]:
-        handed.append(read_file(*arguments, **options))
-        return handed[-1]
+    def note(*arguments: object, **options: object) -> list[tuple[bytes, Observation]]:
+        read = read_files(*arguments, **options)
+        handed.extend(read)
+        return read
 
-    monkeypatch.setattr(reader_module, "read_file", note)
+    monkeypatch.setattr(stores, "read_files", note)
     data = reader_of(root).read("data/a")
     ((buffer, seen),) = handed
     assert buffer is data
@@ -251,15 +252,16 @@ def script(
     *steps: Callable[[bytes, Observation], tuple[bytes, Observation]],
 ) -> list[bool]:
     """Doctor the n-th read of a file; return the list of how cold each read was."""
-    read_file, cold = reader_module.read_file, []
+    read_files, cold = stores.read_files, []
     left = iter(steps)
 
-    def doctored(*arguments: object, **options: bool) -> tuple[bytes, Observation]:
+    def doctored(*arguments: object, **options: bool) -> list[tuple[bytes, Observation]]:
         cold.append(options.get("cold", False))
         step = next(left, lambda *seen: seen)
-        return step(*read_file(*arguments, **options))
+        (read,) = read_files(*arguments, **options)
+        return [step(*read)]
 
-    monkeypatch.setattr(reader_module, "read_file", doctored)
+    monkeypatch.setattr(stores, "read_files", doctored)
     return cold
 
 

@@ -1,0 +1,154 @@
+"""What readers met, on record: one JSON line an incident, shared by all processes of a run.
+
+Workers and ranks append to one file under a lock. An incident that is there already is not
+written again, so that a file which several processes meet counts once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import mmap
+import os
+import struct
+from datetime import datetime, timezone
+from typing import Any
+
+from dvc_integrity.durable import exclusive
+from dvc_integrity.errors import printable
+from dvc_integrity.report import CorruptDataError, Finding
+
+__all__ = ["Incidents"]
+
+logger = logging.getLogger(__name__)
+
+SLOTS = 1 << 12
+"""Processes that can count what they read."""
+
+_COUNT = struct.Struct("=q")
+
+
+class Incidents:
+    """The incident log of a run, and how many incidents it may have; picklable.
+
+    Parameters
+    ----------
+    path
+        The log, JSON lines. Processes that are given the same path share it.
+    budget
+        Incidents after which the run ends: a count (an int), or a share (a float) of the samples
+        that were read, but at least of ``samples``. None: no end.
+    samples
+        Samples of one epoch.
+    """
+
+    def __init__(self, path: str, *, budget: int | float | None = None, samples: int = 0) -> None:
+        if budget is not None and budget < 0:
+            raise ValueError(f"an error budget is a count or a share, not {budget!r}")
+        self.path = path
+        self.budget = budget
+        self.samples = samples
+        self._counter: _Counter | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_counter": None}
+
+    def add_reads(self, count: int) -> None:
+        """Count samples that this process read; needed for a budget that is a share."""
+        if not isinstance(self.budget, float):
+            return
+        if self._counter is None or self._counter.process != os.getpid():
+            self._counter = _Counter(f"{self.path}.reads")
+        self._counter.add(count)
+
+    def note(self, finding: Finding, action: str, **more: Any) -> None:
+        """Write an incident down, once, and end the run if there are too many.
+
+        Parameters
+        ----------
+        finding
+            What is wrong with the file.
+        action
+            What was done: ``raised``, ``restored``, ``substituted``, ``transient``.
+        **more
+            What else is known, as JSON.
+
+        Raises
+        ------
+        CorruptDataError
+            If there are more incidents than the budget permits; the message names the log.
+        """
+        document = {"action": action, **finding.to_json(), **more}
+        key = (finding.path, document["found"], action)
+        with exclusive(f"{self.path}.lock"):
+            known = self._known()
+            if key not in known:
+                known.add(key)
+                time = datetime.now(timezone.utc).isoformat()
+                line = json.dumps({"time": time, "process": os.getpid(), **document})
+                with open(self.path, "a", encoding="utf-8") as log:
+                    log.write(f"{line}\n")
+                    log.flush()
+                    os.fsync(log.fileno())
+                logger.warning("'%s' is %s: %s", printable(finding.path), _status(finding), action)
+        self._refuse_more(
+            finding, len({path for path, _, action in known if action != "transient"})
+        )
+
+    def count(self) -> int:
+        """Return how many files had incidents that were more than transient."""
+        return len({path for path, _, action in self._known() if action != "transient"})
+
+    def _known(self) -> set[tuple[str, str | None, str]]:
+        try:
+            with open(self.path, encoding="utf-8") as log:
+                lines = [json.loads(line) for line in log]
+        except FileNotFoundError:
+            return set()
+        return {(line["path"], line["found"], line["action"]) for line in lines}
+
+    def _refuse_more(self, finding: Finding, count: int) -> None:
+        if self.budget is None:
+            return
+        permitted = self.budget
+        if isinstance(self.budget, float):
+            permitted *= max(self.samples, _Counter.total(f"{self.path}.reads"))
+        if count > permitted:
+            raise CorruptDataError(
+                f"{count} files were not what was committed, and the error budget is "
+                f"{self.budget:g}. The last one is '{printable(finding.path)}'. "
+                f"'{printable(self.path)}' lists them; 'dvc-integrity verify' shows the extent.",
+                finding=finding,
+            )
+
+
+def _status(finding: Finding) -> str:
+    return "ok after a second read" if finding.transient else finding.status.value
+
+
+class _Counter:
+    """A number of this process in a file that others read: no lock, no system call to add."""
+
+    def __init__(self, path: str) -> None:
+        self.process = os.getpid()
+        with exclusive(f"{path}.lock"), open(path, "a+b") as file:
+            slot = file.seek(0, os.SEEK_END) // _COUNT.size % SLOTS
+            file.write(_COUNT.pack(0))
+            file.flush()
+            self._map = mmap.mmap(file.fileno(), (slot + 1) * _COUNT.size)
+        self._at = slot * _COUNT.size
+
+    def add(self, count: int) -> None:
+        """Add to the number."""
+        (before,) = _COUNT.unpack_from(self._map, self._at)
+        _COUNT.pack_into(self._map, self._at, before + count)
+
+    @staticmethod
+    def total(path: str) -> int:
+        """Return the sum over all processes."""
+        try:
+            with open(path, "rb") as file:
+                data = file.read()
+        except FileNotFoundError:
+            return 0
+        return sum(count for (count,) in _COUNT.iter_unpack(data[: len(data) // 8 * 8]))
