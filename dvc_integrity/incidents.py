@@ -10,7 +10,10 @@ import json
 import logging
 import mmap
 import os
+import re
+import secrets
 import struct
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
 
@@ -18,7 +21,7 @@ from dvc_integrity.durable import exclusive
 from dvc_integrity.errors import printable
 from dvc_integrity.report import CorruptDataError, Finding
 
-__all__ = ["Incidents"]
+__all__ = ["Incidents", "TooManyIncidents"]
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +29,10 @@ SLOTS = 1 << 12
 """Processes that can count what they read."""
 
 _COUNT = struct.Struct("=q")
+
+
+class TooManyIncidents(CorruptDataError):  # noqa: N818 (the name says what happened)
+    """More files were not what was committed than the error budget permits."""
 
 
 class Incidents:
@@ -49,6 +56,19 @@ class Incidents:
         self.budget = budget
         self.samples = samples
         self._counter: _Counter | None = None
+
+    @classmethod
+    def of_run(
+        cls, scratch: str, *, budget: int | float | None = None, samples: int = 0
+    ) -> Incidents:
+        """Return the log of this run below ``Repository.scratch``; ranks of torchrun share it."""
+        run = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+        if run == "none":  # torchrun's word for a run without a name
+            run = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
+        name = re.sub(r"[^0-9A-Za-z._-]", "_", run)
+        return cls(
+            os.path.join(scratch, "incidents", f"{name}.jsonl"), budget=budget, samples=samples
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_counter": None}
@@ -75,29 +95,33 @@ class Incidents:
 
         Raises
         ------
-        CorruptDataError
+        TooManyIncidents
             If there are more incidents than the budget permits; the message names the log.
         """
         document = {"action": action, **finding.to_json(), **more}
-        key = (finding.path, document["found"], action)
-        with exclusive(f"{self.path}.lock"):
-            known = self._known()
-            if key not in known:
-                known.add(key)
-                time = datetime.now(timezone.utc).isoformat()
-                line = json.dumps({"time": time, "process": os.getpid(), **document})
-                with open(self.path, "a", encoding="utf-8") as log:
-                    log.write(f"{line}\n")
-                    log.flush()
-                    os.fsync(log.fileno())
-                logger.warning("'%s' is %s: %s", printable(finding.path), _status(finding), action)
-        self._refuse_more(
-            finding, len({path for path, _, action in known if action != "transient"})
-        )
+        try:
+            with exclusive(f"{self.path}.lock"):
+                self._append(document)
+        except OSError as error:  # a log that cannot be written must not hide what it is about
+            logger.warning("'%s' cannot be written (%s): %s", self.path, error, document)
+        self._refuse_more(finding)
 
     def count(self) -> int:
         """Return how many files had incidents that were more than transient."""
         return len({path for path, _, action in self._known() if action != "transient"})
+
+    def _append(self, document: dict[str, Any]) -> None:
+        if _key(document) in self._known():
+            return
+        time = datetime.now(timezone.utc).isoformat()
+        line = json.dumps({"time": time, "process": os.getpid(), **document})
+        with open(self.path, "a", encoding="utf-8") as log:
+            log.write(f"{line}\n")
+            log.flush()
+            os.fsync(log.fileno())
+        logger.warning(
+            "'%s' is %s: %s", printable(document["path"]), document["status"], document["action"]
+        )
 
     def _known(self) -> set[tuple[str, str | None, str]]:
         try:
@@ -105,16 +129,17 @@ class Incidents:
                 lines = [json.loads(line) for line in log]
         except FileNotFoundError:
             return set()
-        return {(line["path"], line["found"], line["action"]) for line in lines}
+        return set(map(_key, lines))
 
-    def _refuse_more(self, finding: Finding, count: int) -> None:
+    def _refuse_more(self, finding: Finding) -> None:
         if self.budget is None:
             return
+        count = self.count()
         permitted = self.budget
         if isinstance(self.budget, float):
             permitted *= max(self.samples, _Counter.total(f"{self.path}.reads"))
         if count > permitted:
-            raise CorruptDataError(
+            raise TooManyIncidents(
                 f"{count} files were not what was committed, and the error budget is "
                 f"{self.budget:g}. The last one is '{printable(finding.path)}'. "
                 f"'{printable(self.path)}' lists them; 'dvc-integrity verify' shows the extent.",
@@ -122,8 +147,8 @@ class Incidents:
             )
 
 
-def _status(finding: Finding) -> str:
-    return "ok after a second read" if finding.transient else finding.status.value
+def _key(document: Mapping[str, Any]) -> tuple[str, str | None, str]:
+    return document["path"], document["found"], document["action"]
 
 
 class _Counter:

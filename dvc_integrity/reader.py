@@ -50,6 +50,8 @@ class Reader:
         Where what was met is written down, and how much of it ends the run.
     schedule
         Which reads are hashed; by default all of them.
+    refusal
+        What the log says was done about a file that is not handed on.
     """
 
     def __init__(
@@ -60,11 +62,13 @@ class Reader:
         restorer: Restorer | None = None,
         incidents: Incidents | None = None,
         schedule: Schedule | None = None,
+        refusal: str = "raised",
     ) -> None:
         self.manifest = manifest
         self.restorer = restorer
         self.incidents = incidents
         self.schedule = schedule or Schedule()
+        self._refusal = refusal
         self._store = store.detached()
         self._checked = bytearray(len(manifest) if self.schedule.once else 0)
         self._opened: dict[int, ProvenFile] = {}
@@ -221,7 +225,7 @@ class Reader:
         return data
 
     def _raise(self, finding: Finding) -> NoReturn:
-        self._note(finding, "raised")
+        self._note(finding, self._refusal)
         raise CorruptDataError(finding=finding)
 
     def _note(self, finding: Finding, action: str, **more: Any) -> None:
@@ -265,7 +269,7 @@ class Reader:
                 ranges=((start, stop),),
             )
             try:
-                self._note(finding, "raised")
+                self._note(finding, self._refusal)
             except CorruptDataError as over_budget:
                 return over_budget
             return CorruptDataError(finding=finding)

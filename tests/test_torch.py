@@ -249,9 +249,9 @@ def test_the_metadata_in_the_work_tree_hold_nothing(tracked: Project) -> None:
     assert 8 == len(list(VerifiedFiles("data", root=tracked.root, rev="workspace")))
 
 
-@pytest.mark.parametrize("policy", ["skip", "restore", "", None, "RAISE"])
+@pytest.mark.parametrize("policy", ["skip", "", None, "RAISE"])
 def test_an_unknown_policy_is_refused(tracked: Project, policy: Any) -> None:
-    """Only ``raise`` is a policy yet; anything else is refused before anything is read."""
+    """What is no policy is refused before anything is read."""
     with pytest.raises(ValueError, match="on_corrupt"):
         VerifiedFiles("data", root=tracked.root, on_corrupt=policy)
 
@@ -303,7 +303,7 @@ def test_a_dataset_pickles_small_and_without_dvc(tracked: Project) -> None:
     sent = pickle.dumps(data)
     again = pickle.loads(sent)
     assert SAMPLES == list(again)
-    assert len(pickle.dumps(data.manifest)) + 1000 >= len(sent)
+    assert len(pickle.dumps(data.manifest)) + 2000 >= len(sent)
     assert b"dvc_integrity.repository" not in sent
 
 

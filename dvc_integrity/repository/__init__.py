@@ -10,6 +10,7 @@ Sources for DVC's formats are named where they are used; they refer to DVC 3.67.
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import weakref
 from collections import deque
@@ -41,6 +42,8 @@ from dvc_integrity.repository.views import ROOT, WORKSPACE, Commit, ViewedRepo, 
 from dvc_integrity.stores import Connection, ObjectStore, Workspace
 
 __all__ = ["WORKSPACE", "Repository", "default_rev"]
+
+logger = logging.getLogger(__name__)
 
 SUGGESTIONS = 3
 """Names that a message suggests at most."""
@@ -157,6 +160,16 @@ class Repository:
         connect = partial(self._connect, f"remote:{name}", {"name": name})
         has = partial(_is_on_remote, name)
         return ObjectStore(f"remote:{name}", connect, has, blocks=self._blocks)
+
+    def sources(self) -> tuple[ObjectStore, ...]:
+        """Return the cache and the remotes that can be opened, detached, for readers to use."""
+        sources = []
+        for store in (self.cache, *self.remotes):
+            try:
+                sources.append(store.detached())
+            except StoreError as error:
+                logger.warning("%s", error)
+        return tuple(sources)
 
     def store(self, name: str) -> Workspace | ObjectStore:
         """Return a store by its name: ``workspace``, ``cache``, ``remote`` or ``remote:NAME``.
