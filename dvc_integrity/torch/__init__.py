@@ -4,6 +4,7 @@ DataLoader workers get a manifest in a few NumPy arrays and a folder name. They 
 and open no repository, whatever the start method.
 """
 
+from dvc_integrity.torch.array import VerifiedArray
 from dvc_integrity.torch.files import VerifiedFiles
 
-__all__ = ["VerifiedFiles"]
+__all__ = ["VerifiedArray", "VerifiedFiles"]
