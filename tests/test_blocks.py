@@ -178,18 +178,19 @@ class Scene:
         if self.kind == "cache":
             self.store = ObjectStore(
                 "cache",
-                lambda: Connection(None, self._locate, local=True),
+                lambda: self._connection,
                 lambda _: True,
                 blocks=self.records,
             )
 
-    def _locate(self, digest: Digest, _: bool) -> str:
-        return os.fspath(self.root / "cache" / digest.hex[:2] / digest.hex[2:])
+    @property
+    def _connection(self) -> Connection:
+        return Connection(None, os.fspath(self.root / "cache"), local=True)
 
     def place(self, name: str) -> Path:
         """Return where the bytes of a file lie."""
         if self.kind == "cache":
-            return Path(self._locate(digest_of(self.files[name]), False))
+            return Path(self._connection.locate(digest_of(self.files[name])))
         return self.root / "data" / name
 
     def record(self, name: str) -> Path:
