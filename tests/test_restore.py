@@ -1,0 +1,281 @@
+"""Bad files come back proven, their bytes are kept, and nothing is lost on the way."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import faults
+import pytest
+
+import dvc_integrity as di
+from dvc_integrity.restore import Restorer
+
+if TYPE_CHECKING:
+    from projects import Project
+
+GOOD = b"what was committed " * 500
+PATH = "data/a.bin"
+
+
+@pytest.fixture
+def tracked(project: Project) -> Project:
+    """Return a project with a folder that is also on a local remote."""
+    project.dvc("remote", "add", "-d", "disk", os.fspath(project.top.parent / "remote"))
+    project.add("data", {PATH: GOOD, "data/b.bin": b"another"})
+    project.commit("data")
+    project.dvc("push")
+    return project
+
+
+def restorer_of(project: Project) -> tuple[Restorer, di.Manifest]:
+    repository = di.Repository(project.root)
+    manifest = repository.manifest("data")
+    return Restorer(
+        repository.workspace.detached(), repository.sources(), repository.scratch
+    ), manifest
+
+
+def own_copy(place: Path) -> None:
+    """Cut a file off from the cache object that it may be a link to."""
+    data = place.read_bytes()
+    place.unlink()
+    place.write_bytes(data)
+
+
+def kept(project: Project) -> list[tuple[bytes, dict[str, Any]]]:
+    """Return the bytes and the note of everything in the quarantine."""
+    folders = sorted((project.root / ".dvc/tmp/integrity/quarantine").glob("*"))
+    return [
+        ((folder / "bytes").read_bytes(), json.loads((folder / "note.json").read_text()))
+        for folder in folders
+    ]
+
+
+def verdict(project: Project) -> di.Verdict:
+    repository = di.Repository(project.root)
+    return di.verify(repository.manifest("data"), repository.workspace).verdict
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [faults.flip_bit, faults.truncate, faults.extend, faults.zero_page],
+    ids=lambda damage: damage.__name__,
+)
+def test_a_bad_file_comes_back_and_is_kept(tracked: Project, damage: Any) -> None:
+    """The committed bytes lie there, with the file's mode; the quarantine has the bad ones."""
+    place = tracked.root / PATH
+    own_copy(place)
+    place.chmod(0o640)
+    damage(place)
+    bad = place.read_bytes()
+    restorer, manifest = restorer_of(tracked)
+    assert (GOOD, "cache") == restorer.bring_back(manifest, manifest.find(PATH))
+    assert GOOD == place.read_bytes()
+    assert 0o640 == stat.S_IMODE(place.stat().st_mode)
+    ((bytes_kept, note),) = kept(tracked)
+    assert bad == bytes_kept
+    assert (str(place), len(bad)) == (note["path"], note["size"])
+    assert f"md5:{hashlib.md5(GOOD).hexdigest()}" == note["expected"]
+    assert hashlib.md5(bad).hexdigest() == note["found"]
+    assert di.Verdict.CLEAN is verdict(tracked)
+
+
+def test_a_missing_file_comes_back(tracked: Project) -> None:
+    """There is nothing to keep then."""
+    (tracked.root / PATH).unlink()
+    restorer, manifest = restorer_of(tracked)
+    restorer.bring_back(manifest, manifest.find(PATH))
+    assert (GOOD, []) == ((tracked.root / PATH).read_bytes(), kept(tracked))
+
+
+@pytest.mark.parametrize("link", ["hardlink", "symlink"])
+def test_a_bad_cache_object_behind_a_link_is_passed_over(tracked: Project, link: str) -> None:
+    """The next source serves; the object stays as it is, and its bytes are kept."""
+    tracked.dvc("config", "cache.type", link)
+    tracked.dvc("checkout", "--relink")
+    place = tracked.root / PATH
+    cached = tracked.cache / "files/md5"
+    digest = hashlib.md5(GOOD).hexdigest()
+    faults.flip_bit(cached / digest[:2] / digest[2:])
+    bad = place.read_bytes()
+    assert bad != GOOD
+    restorer, manifest = restorer_of(tracked)
+    assert (GOOD, "remote:disk") == restorer.bring_back(manifest, manifest.find(PATH))
+    assert (GOOD, False) == (place.read_bytes(), place.is_symlink())
+    assert bad == (cached / digest[:2] / digest[2:]).read_bytes()
+    ((bytes_kept, note),) = kept(tracked)
+    assert bad == bytes_kept
+    assert (link == "symlink") == ("link" in note)
+
+
+def test_a_folder_in_the_way_is_moved_whole(tracked: Project) -> None:
+    """What lies where a file was committed is somebody's work: it goes to the quarantine."""
+    place = tracked.root / PATH
+    place.unlink()
+    (place / "deep").mkdir(parents=True)
+    (place / "deep" / "work").write_bytes(b"mine")
+    restorer, manifest = restorer_of(tracked)
+    restorer.bring_back(manifest, manifest.find(PATH))
+    assert GOOD == place.read_bytes()
+    (folder,) = (tracked.root / ".dvc/tmp/integrity/quarantine").iterdir()
+    assert b"mine" == (folder / "bytes" / "deep" / "work").read_bytes()
+
+
+def test_without_a_good_copy_the_file_stays(tracked: Project) -> None:
+    """The message names each place and what is wrong there; nothing is written."""
+    place = tracked.root / PATH
+    own_copy(place)
+    faults.flip_bit(place)
+    digest = hashlib.md5(GOOD).hexdigest()
+    faults.flip_bit(tracked.cache / "files/md5" / digest[:2] / digest[2:])
+    (tracked.top.parent / "remote/files/md5" / digest[:2] / digest[2:]).unlink()
+    bad = place.read_bytes()
+    restorer, manifest = restorer_of(tracked)
+    with pytest.raises(di.RestoreError, match=r"cache: damaged too; remote:disk: absent"):
+        restorer.bring_back(manifest, manifest.find(PATH))
+    assert (bad, []) == (place.read_bytes(), kept(tracked))
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "link", "replace"])
+def test_a_disk_that_fails_leaves_the_file_as_it_was(
+    tracked: Project, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ENOSPC at any step is a RestoreError; the bad bytes lie there, and no temporary file."""
+    place = tracked.root / PATH
+    own_copy(place)
+    faults.flip_bit(place)
+    bad, names = place.read_bytes(), sorted(os.listdir(place.parent))
+    restorer, manifest = restorer_of(tracked)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if call == "write":
+        monkeypatch.setattr("dvc_integrity.restore._prove", full)
+    else:
+        monkeypatch.setattr(os, call, full)
+        if call == "link":
+            monkeypatch.setattr("shutil.copyfileobj", full)
+    with pytest.raises(di.RestoreError, match="No space left"):
+        restorer.bring_back(manifest, manifest.find(PATH))
+    monkeypatch.undo()
+    assert (bad, names) == (place.read_bytes(), sorted(os.listdir(place.parent)))
+    restorer.bring_back(manifest, manifest.find(PATH))
+    assert GOOD == place.read_bytes()
+
+
+def test_what_was_written_is_read_back(tracked: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that keeps other bytes than it was given is found out before the name is given."""
+    place = tracked.root / PATH
+    own_copy(place)
+    faults.flip_bit(place)
+    bad = place.read_bytes()
+    restorer, manifest = restorer_of(tracked)
+    fsync = os.fsync
+
+    def lying(descriptor: int) -> None:
+        fsync(descriptor)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.pwrite(descriptor, b"?", 5)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lying)
+        with pytest.raises(di.RestoreError, match="reads back"):
+            restorer.bring_back(manifest, manifest.find(PATH))
+    assert bad == place.read_bytes()
+
+
+def bring_back(restorer: Restorer, manifest: di.Manifest, row: int, results: Any) -> None:
+    results.put(restorer.bring_back(manifest, row))
+
+
+def test_several_processes_restore_once_and_no_reader_sees_half(tracked: Project) -> None:
+    """Six processes meet one bad file: one restoration, and readers see old or new bytes whole."""
+    place = tracked.root / PATH
+    own_copy(place)
+    faults.flip_bit(place)
+    bad = place.read_bytes()
+    restorer, manifest = restorer_of(tracked)
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    seen, done = set(), threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            seen.add(place.read_bytes())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    row = manifest.find(PATH)
+    processes = [
+        context.Process(target=bring_back, args=(restorer, manifest, row, results))
+        for _ in range(6)
+    ]
+    for process in processes:
+        process.start()
+    found = [results.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    done.set()
+    watcher.join()
+    assert sorted([(GOOD, "cache")] + [(GOOD, "workspace")] * 5) == sorted(found)
+    assert [bad] == [data for data, _ in kept(tracked)]
+    assert seen <= {bad, GOOD}
+
+
+RESTORE = """\
+import sys
+import dvc_integrity as di
+from dvc_integrity.restore import Restorer
+repository = di.Repository(".")
+manifest = repository.manifest("data")
+restorer = Restorer(repository.workspace.detached(), repository.sources(), repository.scratch)
+restorer.bring_back(manifest, manifest.find(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "turn"),
+    [("write", 1), ("write", 2), ("link,linkat", 1), ("rename", 1), ("rename", 2)]
+    + [("fsync", turn) for turn in range(1, 9)],
+)
+def test_a_kill_at_any_step_leaves_old_or_proven_bytes(
+    tracked: Project, call: str, turn: int
+) -> None:
+    """SIGKILL at the n-th such call: the file is whole, and a second run ends what was begun."""
+    place = tracked.root / PATH
+    strace = ["strace", "-f", "-o", os.devnull, "-e", f"trace={call}"]
+    if subprocess.run([*strace, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this machine forbids strace")
+    own_copy(place)
+    faults.flip_bit(place)
+    bad = place.read_bytes()
+    command = [sys.executable, "-B", "-c", RESTORE, PATH]
+    killed = subprocess.run(
+        [*strace, "-e", f"inject={call}:signal=KILL:when={turn}", *command],
+        cwd=tracked.root,
+        capture_output=True,
+        check=False,
+    )
+    assert -signal.SIGKILL == killed.returncode, killed.stderr
+    assert place.read_bytes() in (bad, GOOD)
+    subprocess.run(command, cwd=tracked.root, check=True)
+    assert GOOD == place.read_bytes()
+    assert bad in kept_so_far(tracked)
+
+
+def kept_so_far(project: Project) -> list[bytes]:
+    """Return what the quarantine has, also what a kill left without a note."""
+    folder = project.root / ".dvc/tmp/integrity/quarantine"
+    return [path.read_bytes() for path in folder.glob("*/bytes")]
