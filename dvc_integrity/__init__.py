@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dvc_integrity.errors import RepositoryError as RepositoryError
     from dvc_integrity.errors import RestoreError as RestoreError
     from dvc_integrity.errors import StoreError as StoreError
+    from dvc_integrity.incidents import Incidents as Incidents
     from dvc_integrity.manifest import Entry as Entry
     from dvc_integrity.manifest import Manifest as Manifest
     from dvc_integrity.manifest import Out as Out
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from dvc_integrity.report import Status as Status
     from dvc_integrity.report import Verdict as Verdict
     from dvc_integrity.repository import Repository as Repository
+    from dvc_integrity.restore import Restorer as Restorer
+    from dvc_integrity.schedule import Schedule as Schedule
     from dvc_integrity.stores import Workspace as Workspace
     from dvc_integrity.verify import verify as verify
 
@@ -43,6 +46,7 @@ _HOME = {
     "Entry": "manifest",
     "Evidence": "report",
     "Finding": "report",
+    "Incidents": "incidents",
     "IntegrityError": "errors",
     "Manifest": "manifest",
     "ManifestError": "errors",
@@ -53,6 +57,8 @@ _HOME = {
     "Repository": "repository",
     "RepositoryError": "errors",
     "RestoreError": "errors",
+    "Restorer": "restore",
+    "Schedule": "schedule",
     "Status": "report",
     "StoreError": "errors",
     "Verdict": "report",
