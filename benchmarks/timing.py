@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import json
-import os
 import platform
 import signal
 import statistics
@@ -21,7 +20,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from dvc_integrity import hashing
+from dvc_integrity.hashing import usable_cpus
+from dvc_integrity.kernel import kernel_name
 from workload import BenchmarkError, Workplace, workplace
 
 SCHEMA = "dvc-integrity/benchmark/1"
@@ -179,10 +179,10 @@ def machine() -> dict[str, object]:
     """Return what the figures depend on, without a name of the machine or a path on it."""
     return {
         "processor": processor(),
-        "usable_cores": hashing.usable_cpus(),
+        "usable_cores": usable_cpus(),
         "python": platform.python_version(),
         "dvc": version("dvc"),
-        "kernel": kernel_in_use(),
+        "kernel": kernel_name(),
         "date": dt.datetime.now(dt.timezone.utc).date().isoformat(),
     }
 
@@ -193,17 +193,6 @@ def processor() -> str:
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return models[0] if models else platform.machine()
-
-
-def kernel_in_use() -> str:
-    """Return the name of the kernel that ``verify`` hashes with here."""
-    if os.environ.get(hashing.KERNEL_VARIABLE) == "hashlib":
-        return "hashlib"
-    try:
-        from dvc_integrity import _lanes  # noqa: PLC0415 (an optional part of the build)
-    except ImportError:
-        return "hashlib"
-    return [name for name in _lanes.kernels() if name is not None][-1]
 
 
 def heading(facts: dict[str, object], options: Options) -> str:

@@ -24,7 +24,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dvc_integrity.hashing import KERNEL_VARIABLE, usable_cpus
+from dvc_integrity.hashing import usable_cpus
+from dvc_integrity.kernel import KERNEL_VARIABLE
 
 SEED = 20260101
 

@@ -34,7 +34,7 @@
 #include <unistd.h>
 
 #if !defined(__GNUC__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "needs GCC or Clang vector types on a little-endian machine; hashlib serves instead"
+#error "needs GCC 12 or Clang, on a little-endian machine; hashlib serves instead"
 #endif
 
 #define BLOCK 64              /* bytes that one step of MD5 takes in */
@@ -226,16 +226,21 @@ static void get_state(const scheduler *s, int i, uint32_t value[4]) {
     for (int word = 0; word < 4; word++) value[word] = s->state[word][i];
 }
 
+/* Wraps for times past the year 2262, as the rest of the package does. */
+static int64_t nanoseconds(const struct timespec *t) {
+    return (int64_t)((uint64_t)t->tv_sec * UINT64_C(1000000000) + (uint64_t)t->tv_nsec);
+}
+
 static void keep_stat(file_state *to, const struct stat *from) {
     to->device = (int64_t)from->st_dev;
     to->inode = (int64_t)from->st_ino;
     to->size = (int64_t)from->st_size;
 #if defined(__APPLE__)
-    to->mtime_ns = from->st_mtimespec.tv_sec * INT64_C(1000000000) + from->st_mtimespec.tv_nsec;
-    to->ctime_ns = from->st_ctimespec.tv_sec * INT64_C(1000000000) + from->st_ctimespec.tv_nsec;
+    to->mtime_ns = nanoseconds(&from->st_mtimespec);
+    to->ctime_ns = nanoseconds(&from->st_ctimespec);
 #else
-    to->mtime_ns = from->st_mtim.tv_sec * INT64_C(1000000000) + from->st_mtim.tv_nsec;
-    to->ctime_ns = from->st_ctim.tv_sec * INT64_C(1000000000) + from->st_ctim.tv_nsec;
+    to->mtime_ns = nanoseconds(&from->st_mtim);
+    to->ctime_ns = nanoseconds(&from->st_ctim);
 #endif
     to->mode = (int64_t)from->st_mode;
 }
@@ -252,14 +257,17 @@ static void pad(lane *l, size_t waiting) {
 }
 
 static int open_file(job *j, const char *name) {
-    int file = openat(j->folder, name, j->open_flags);
+    for (;;) {
+        const int file = openat(j->folder, name, j->open_flags);
+        if (file >= 0) return file;
 #ifdef O_NOATIME
-    if (file < 0 && errno == EPERM && (j->open_flags & O_NOATIME)) { /* for the owner only */
-        j->open_flags &= ~O_NOATIME;
-        file = openat(j->folder, name, j->open_flags);
-    }
+        if (errno == EPERM && (j->open_flags & O_NOATIME)) { /* for the owner only */
+            j->open_flags &= ~O_NOATIME;
+            continue;
+        }
 #endif
-    return file;
+        if (errno != EINTR) return file;
+    }
 }
 
 static void fail(scheduler *s, lane *l, int error) {
@@ -523,7 +531,7 @@ PyDoc_STRVAR(hash_files_doc,
 "Hash files, together with every other thread that is called with the same ``control``.\n\n"
 "names: paths, each followed by NUL. offsets: int64[n], where each begins. records: writable, 128\n"
 "bytes for each file. control: writable int64[4]: the next file, files done, bytes read, and a\n"
-"flag that stops every thread. folder: a descriptor that relative paths start from. limit: files\n"
+"flag that stops every thread. folder: a descriptor that relative paths start from (-1: here). limit: files\n"
 "of so many bytes or more are put aside (0: none). lanes: chains at most. kernel: an index into\n"
 "kernels(), -1 for the best.");
 
@@ -557,7 +565,8 @@ static PyObject *hash_files(PyObject *self, PyObject *args) {
         PyErr_SetString(PyExc_ValueError, "the last name does not end");
         goto done;
     }
-    job j = {.names = names.buf, .offsets = start, .folder = folder, .cold = cold,
+    job j = {.names = names.buf, .offsets = start, .cold = cold,
+             .folder = folder < 0 ? AT_FDCWD : folder,
              .open_flags = O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, .records = records.buf,
              .limit = limit, .count = count, .shared = shared.buf, .kernel = k,
              .lanes = lanes < 1 || lanes > k->lanes ? k->lanes : lanes};

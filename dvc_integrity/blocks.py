@@ -14,9 +14,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import resource
 import struct
-import sys
 import threading
 import time
 import weakref
@@ -31,7 +29,7 @@ import numpy as np
 from blake3 import blake3
 
 from dvc_integrity.digest import Algorithm, Digest
-from dvc_integrity.durable import write_file
+from dvc_integrity.durable import replacement
 from dvc_integrity.errors import printable
 from dvc_integrity.hashing import (
     Chains,
@@ -41,6 +39,7 @@ from dvc_integrity.hashing import (
     file_state,
     open_file,
     read_file,
+    usable_descriptors,
 )
 from dvc_integrity.observation import FileState, Observation, Observations
 
@@ -57,7 +56,10 @@ PIECE_BYTES = 1 << 17
 STRETCH_BLOCKS = 8
 """Blocks that a thread checks at a time."""
 
-LARGEST_RECORD_BYTES = 1 << 26
+BLOCKS_KEPT = 4
+"""Proven blocks of an open file that stay in memory, for reads of a part at a time."""
+
+LARGEST_RECORD_BYTES = (1 << 26) + 128
 """A larger file is no record: this is one of 2 TiB."""
 
 MOST_WAITS = 10_000
@@ -158,7 +160,8 @@ class BlockRecords:
 
     def path(self, digest: Digest) -> str:
         """Return where the record of a digest lies."""
-        return os.path.join(self.folder, digest.algorithm.value, digest.hex[:2], digest.hex[2:])
+        name = f"{digest.hex[2:]}.blocks"  # no object of a cache has such a name
+        return os.path.join(self.folder, digest.algorithm.value, digest.hex[:2], name)
 
     def find(self, digest: Digest, size: int | None = None) -> Blocks | None:
         """Return the record of a digest, and of a size where one is given.
@@ -187,9 +190,8 @@ class BlockRecords:
         """Write a record durably; one that cannot be written is missed, and costs time only."""
         path = self.path(blocks.digest)
         try:
-            if os.path.islink(path):
-                os.unlink(path)  # what it points to is not ours, and may be data
-            write_file(path, blocks.to_bytes())
+            with replacement(path) as file:  # a link is replaced: what it points to may be data
+                file.write(blocks.to_bytes())
         except OSError as error:
             if not self._refused:
                 self._refused = True
@@ -232,7 +234,9 @@ class BlockwiseFiles:
         else:
             unknown += files
         if unknown:
-            width = min(Chains.MOST, -(-len(unknown) // threads), _descriptors() // threads or 1)
+            width = min(
+                Chains.MOST, -(-len(unknown) // threads), usable_descriptors() // threads or 1
+            )
             recording = _Recording(unknown, width, cold, meter, self._settle)
             yield from _in_threads(threads, recording.work)
 
@@ -304,7 +308,7 @@ class _Checking:
             except OSError:
                 self._unknown.append(file)  # the whole read waits for a descriptor, or says why
                 continue
-            if checked.before.size != expected.size:  # it was written meanwhile
+            if checked.before.size != expected.size or not expected.size:  # written meanwhile
                 os.close(checked.descriptor)
                 self._unknown.append(file)
                 continue
@@ -504,8 +508,9 @@ class _Stream:
 class ProvenFile:
     """A large file of which only the blocks that are touched are read, and proven.
 
-    The bytes of a block that is touched first come from the buffer that was hashed. Each block
-    is proven once, for as long as the file is open.
+    The bytes of a block come from the buffer that was hashed when it was touched first, and while
+    it is among the last few. Each block is proven once, for as long as the file is open; what is
+    read of it later is not hashed again.
 
     Parameters
     ----------
@@ -530,6 +535,7 @@ class ProvenFile:
         self._blocks = blocks
         self._damaged = damaged
         self._proven = bytearray(_block_count(blocks.size))
+        self._recent: dict[int, memoryview] = {}
         self._descriptor, _ = open_file(path)
         weakref.finalize(self, os.close, self._descriptor)
 
@@ -549,13 +555,22 @@ class ProvenFile:
             block = at // BLOCK_BYTES
             stop = min(end, (block + 1) * BLOCK_BYTES)
             part = view[at - offset : stop - offset]
-            if not self._proven[block]:
+            if block in self._recent or not self._proven[block]:
                 start = at - block * BLOCK_BYTES
-                part[:] = self._prove(block)[start : start + len(part)]
+                part[:] = self._buffer(block)[start : start + len(part)]
             elif len(_fill(self._descriptor, part, at)) != len(part):
                 raise self._damaged(at, stop)  # it was cut meanwhile
             at = stop
         return max(0, end - offset)
+
+    def _buffer(self, block: int) -> memoryview:
+        """Return the bytes of a block that were hashed; those of the last few blocks are kept."""
+        buffer = self._recent.get(block)
+        if buffer is None:
+            buffer = self._recent[block] = self._prove(block)
+            if len(self._recent) > BLOCKS_KEPT:
+                del self._recent[next(iter(self._recent))]
+        return buffer
 
     def _prove(self, block: int) -> memoryview:
         """Return the bytes of a block, read again past the page cache if they are not good."""
@@ -616,12 +631,6 @@ def _fill(descriptor: int, buffer: memoryview, offset: int) -> memoryview:
             break
         size += count
     return buffer[:size]
-
-
-def _descriptors() -> int:
-    """Return how many files to have open at a time: half of what is allowed, others need some."""
-    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return sys.maxsize if most == resource.RLIM_INFINITY else most // 2
 
 
 def _block_count(size: int) -> int:

@@ -69,7 +69,7 @@ def main() -> None:
 
 def _show_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted:
-        from dvc_integrity.hashing import kernel_name  # noqa: PLC0415
+        from dvc_integrity.kernel import kernel_name  # noqa: PLC0415
 
         click.echo(f"dvc-integrity, version {version('dvc-integrity')} (MD5 by {kernel_name()})")
         context.exit()
@@ -111,10 +111,7 @@ def commands() -> None:
 @click.option("--cold", is_flag=True, help="Drop cached pages first: read from the device.")
 @click.option(
     "--no-blocks",
-    "blocks",
     is_flag=True,
-    flag_value=False,
-    default=True,
     help="Insist on DVC's own digest for large files too; no block digests.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="No progress, and silence if all is clean.")
@@ -128,7 +125,7 @@ def verify(
     as_json: bool,
     receipt: str | None,
     cold: bool,
-    blocks: bool,
+    no_blocks: bool,
     quiet: bool,
     verbose: bool,
 ) -> int:
@@ -139,7 +136,7 @@ def verify(
     """
     try:
         report, repository = _verified(targets, rev, all_outs, store_name, jobs, receipt, cold,
-                                       blocks, quiet=quiet or as_json)  # fmt: skip
+                                       not no_blocks, quiet=quiet or as_json)  # fmt: skip
     except IntegrityError as error:
         return _fail(error, as_json=as_json)
     status = _STATUS[report.verdict.value]

@@ -12,9 +12,10 @@ Ctrl-C) ends the work after at most one piece of each running read.
 from __future__ import annotations
 
 import errno
-import importlib
 import os
+import resource
 import stat
+import sys
 import threading
 from array import array
 from collections import deque
@@ -29,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dvc_integrity.digest import DIGEST_BYTES, Algorithm, Digest
+from dvc_integrity.kernel import native
 from dvc_integrity.observation import (
     RECORD,
     FileState,
@@ -50,12 +52,12 @@ __all__ = [
     "hash_buffers",
     "hash_chunks",
     "hash_files",
-    "kernel_name",
     "open_file",
     "read_chunks",
     "read_file",
     "read_files",
     "usable_cpus",
+    "usable_descriptors",
 ]
 
 LARGE_BYTES = 1 << 24
@@ -82,14 +84,11 @@ WINDOWS_AHEAD = 2
 SECONDS_BETWEEN_TOTALS = 0.1
 """How often the native kernel's totals are passed to a meter."""
 
-KERNEL_VARIABLE = "DVC_INTEGRITY_KERNEL"
-"""Set to ``hashlib`` in the environment, it keeps the native kernel out of use."""
-
 BEST_KERNEL = -1
 """The widest kernel that the processor runs."""
 
-AT_CURRENT_FOLDER = -100
-"""``AT_FDCWD``: relative names start from the current folder."""
+AT_CURRENT_FOLDER = -1
+"""Relative names start from the current folder."""
 
 _SPECIAL, _PUT_ASIDE = -1, -2
 """What ``_lanes.c`` gives for a FIFO or a device, and for a file that is not below the limit."""
@@ -105,16 +104,7 @@ _OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK  # a FIFO
 _NO_ATIME = getattr(os, "O_NOATIME", 0)
 
 
-def _load_kernel() -> Any:
-    if os.environ.get(KERNEL_VARIABLE) == "hashlib":
-        return None
-    try:
-        return importlib.import_module("dvc_integrity._lanes")
-    except ImportError:  # built without a compiler: hashlib serves the same interface
-        return None
-
-
-_lanes = _load_kernel()
+_lanes = native
 
 
 class Meter:
@@ -206,11 +196,10 @@ def usable_cpus() -> int:
     return os.cpu_count() or 1
 
 
-def kernel_name() -> str:
-    """Return the name of what computes MD5 here: a kernel of ``_lanes``, or ``hashlib``."""
-    if _lanes is None:
-        return "hashlib"
-    return str([name for name in _lanes.kernels() if name][-1])
+def usable_descriptors() -> int:
+    """Return how many files to have open at a time: half of what is allowed, others need some."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if most == resource.RLIM_INFINITY else most // 2
 
 
 def hash_files(
@@ -243,8 +232,8 @@ def hash_files(
     Yields
     ------
     Observations
-        Batches; together they have one row for each path. Small files come in the order of
-        ``paths``, large ones after them, the largest first.
+        Batches; together they have one row for each path, and ``positions`` say which. Large
+        files come last.
     """
     threads = max(1, jobs or usable_cpus())
     if _lanes is not None and algorithm is Algorithm.MD5:
@@ -489,7 +478,8 @@ def _hash_in_lanes(
     try:
         while True:
             for part in islice(source, WINDOWS_AHEAD - len(windows)):
-                windows.append(_Window(start, part, folder, executor, threads, cold, limit))
+                windows.append(_Window(start, part, folder, threads, cold, limit))
+                windows[-1].start(executor)
                 start += len(part)
             if not windows:
                 return
@@ -533,7 +523,6 @@ class _Window:
         start: int,
         paths: Paths,
         folder: int,
-        executor: ThreadPoolExecutor,
         threads: int,
         cold: bool,
         limit: int,
@@ -542,7 +531,12 @@ class _Window:
         self._paths = paths
         self._records = np.zeros(len(paths), RECORD)
         self._control = array("q", [0, 0, 0, 0])  # next file, files done, bytes read, stop
-        arguments: tuple[Any, ...] = (
+        self._threads = threads
+        self._running: list[Future[None]] = []
+        share = -(-len(paths) // threads)  # few files: a share of them for each thread
+        first_and_second_reads = 2
+        files_open = usable_descriptors() // (first_and_second_reads * threads)
+        self._arguments: tuple[Any, ...] = (
             paths.names,
             np.ascontiguousarray(paths.starts),
             self._records.view(np.uint8),
@@ -550,11 +544,15 @@ class _Window:
             folder,
             cold,
             limit,
-            -(-len(paths) // threads),  # few files: a share of them for each thread
+            max(1, min(share, files_open)),
             BEST_KERNEL,
         )
-        self._running = [executor.submit(_lanes.hash_files, *arguments) for _ in range(threads)]
         self._told = (0, 0)
+
+    def start(self, executor: ThreadPoolExecutor) -> None:
+        """Let the threads begin; what started before an error here is stopped by ``stop``."""
+        for _ in range(self._threads):
+            self._running.append(executor.submit(_lanes.hash_files, *self._arguments))
 
     def wait(self, meter: Meter | None) -> None:
         """Wait until every file is done, telling the meter on the way."""

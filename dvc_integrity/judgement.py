@@ -6,6 +6,7 @@ without I/O: the same arguments give the same finding.
 
 from __future__ import annotations
 
+import errno
 import stat
 from collections.abc import Callable
 
@@ -98,10 +99,9 @@ def _judge_good_bytes(
     if _read_the_same(first, seen) or _was_touched(first, seen):
         return None
     gave = first.error or _digest(entry, first) or "other blocks"
-    detail = (
-        f"a first read gave {gave}, a second one past the page "
-        f"cache gave the committed bytes: suspect the memory, the cable or the controller"
-    )
+    detail = f"a first read gave {gave}, a second one past the page cache gave the committed bytes"
+    if first.error is None or first.error.errno == errno.EIO:
+        detail += ": suspect the memory, the cable or the controller"
     return _finding(entry, seen, Status.OK, detail, transient=True)
 
 

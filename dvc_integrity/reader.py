@@ -247,13 +247,13 @@ class Reader:
         entry, records = self.manifest[row], self._store.blocks
         if records is None or entry.digest is None or entry.digest.algorithm is not Algorithm.MD5:
             return None
-        blocks = records.find(entry.digest)
+        blocks = records.find(entry.digest, entry.size)
         if blocks is None:
             rows = np.array([row], np.int64)
             for _ in self._store.observe(
                 self.manifest, rows, entry.digest.algorithm, blocks=BlockUse.RECORD
             ):
-                blocks = records.find(entry.digest)
+                blocks = records.find(entry.digest, entry.size)
         return blocks
 
     def _damaged(self, row: int) -> Callable[[int, int], Exception]:

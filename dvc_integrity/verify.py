@@ -138,7 +138,7 @@ class _Reading:
     def findings(self, rows: NDArray[np.int64], coverage: Coverage) -> Iterator[Finding]:
         """Read the entries at ``rows`` and yield what is not good about them."""
         suspects: list[tuple[int, Observation]] = []
-        seen_files = 0
+        read, count = np.zeros(len(rows), np.bool_), 0
         use = BlockUse.CHECK if self._blocks else BlockUse.NONE
         for batch in self._observe(rows=rows, cold=self._cold, meter=self._meter, blocks=use):
             at = rows[batch.positions]
@@ -146,15 +146,16 @@ class _Reading:
             digest = BLOCKS if batch.by_blocks else self._algorithm.value
             size = int(batch.sizes[good].sum())
             coverage.add(Evidence.REHASHED, int(good.sum()), size, digest=digest)
-            seen_files += len(batch)
+            read[batch.positions] = True
+            count += len(batch)
             for position in np.flatnonzero(~good).tolist():
                 suspects.append((int(at[position]), batch[position]))
                 if len(suspects) == self.SUSPECTS_AT_A_TIME:
                     yield from self._judge(suspects, coverage)
                     suspects = []
         yield from self._judge(suspects, coverage)
-        if seen_files != len(rows):
-            raise RuntimeError(f"{len(rows)} files were to be read, {seen_files} were")
+        if not read.all() or count != len(rows):
+            raise RuntimeError(f"{len(rows)} files were to be read once each, {count} reads came")
 
     def _judge(
         self, suspects: list[tuple[int, Observation]], coverage: Coverage
@@ -177,7 +178,8 @@ class _Reading:
             immutable = self._store.immutable
             finding = judge(entry, first, second.get(row), explain, immutable=immutable)
             if finding is not None:
-                yield replace(finding, ranges=self._differing(entry, seen))
+                damaged = finding.status.is_damage
+                yield replace(finding, ranges=self._differing(entry, seen) if damaged else ())
 
     def _differing(self, entry: Entry, seen: Observation) -> tuple[tuple[int, int], ...]:
         """Return which bytes of a file differ, where its blocks are on record."""

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from dvc_integrity import hashing
+from dvc_integrity.kernel import KERNEL_VARIABLE
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
-if os.environ.get(hashing.KERNEL_VARIABLE):
+if os.environ.get(KERNEL_VARIABLE):
     pytest.skip("the native kernel is kept out of use", allow_module_level=True)
 
 pytest.importorskip("dvc_integrity._lanes", reason="the benchmarks measure the native kernel")

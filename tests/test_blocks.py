@@ -545,7 +545,7 @@ def test_a_forged_record_that_cannot_be_mended_changes_no_verdict(
     def refused(*_: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(blocks, "write_file", refused)
+    monkeypatch.setattr(blocks, "replacement", refused)
     for _ in range(2):
         assert_good(scene.verify())
     faults.flip_bit(scene.place("a"), 3 * BLOCK)
@@ -1267,7 +1267,7 @@ def refuse_by_full_disk(_: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(blocks, "write_file", full)
+    monkeypatch.setattr(blocks, "replacement", full)
 
 
 def refuse_by_fsync(_: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ from projects import Project, listing, md5, object_path, plant, raw_listing
 
 import dvc_integrity.cli
 from dvc_integrity import console
-from dvc_integrity.hashing import kernel_name
+from dvc_integrity.kernel import kernel_name
 
 PROGRAM = str(Path(sys.executable).with_name("dvc-integrity"))
 

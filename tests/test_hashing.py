@@ -39,6 +39,7 @@ from dvc_integrity.hashing import (
     read_chunks,
     read_file,
 )
+from dvc_integrity.kernel import KERNEL_VARIABLE
 from dvc_integrity.observation import FileState, Observation
 
 law = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -431,7 +432,7 @@ def test_a_device_that_fails_is_an_error(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, hashing.KERNEL_VARIABLE: "hashlib"},
+        env={**os.environ, KERNEL_VARIABLE: "hashlib"},
     )
     assert "" == done.stderr
     assert [f"None {PIECE_BYTES} {errno.EIO}", f"None 0 {errno.EIO}"] == done.stdout.splitlines()

@@ -30,9 +30,10 @@ from observing import observe
 
 from dvc_integrity import hashing
 from dvc_integrity.hashing import Meter, hash_buffers, hash_files
+from dvc_integrity.kernel import KERNEL_VARIABLE
 from dvc_integrity.observation import RECORD, Observation
 
-if os.environ.get(hashing.KERNEL_VARIABLE):
+if os.environ.get(KERNEL_VARIABLE):
     pytest.skip("the native kernel is kept out of use", allow_module_level=True)
 
 lanes = pytest.importorskip(
@@ -91,7 +92,7 @@ class Native:
         names: Any, offsets: Any, records: Any, control: Any, limit: Any = 0, kernel: Any = -1
     ) -> None:
         """Call ``hash_files``, for paths that need no folder."""
-        lanes.hash_files(names, offsets, records, control, -100, False, limit, 0, kernel)
+        lanes.hash_files(names, offsets, records, control, -1, False, limit, 0, kernel)
 
 
 # --------------------------------------------------------------------------------- buffers
@@ -670,7 +671,7 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
     records, control = bytearray(128), array("q", [0] * 4)
     for names, offsets in ((b"a\0", [2]), (b"a\0", [-1]), (b"a", [0]), (b"a\0", [0, 1])):
         with pytest.raises(ValueError, match=r"fit|outside|end"):
-            lanes.hash_files(names, array("q", offsets), records, control, -100, False, 0, 0, -1)
+            lanes.hash_files(names, array("q", offsets), records, control, -1, False, 0, 0, -1)
 
 
 def test_hashlib_serves_where_it_is_not_built() -> None:
