@@ -217,11 +217,11 @@ def _write(repository: Repository, report: Report, receipt: str) -> None:
     """Write the stable receipt, and what varies from run to run beside DVC's temporary files."""
     from dvc_integrity.receipt import write_receipt, write_report  # noqa: PLC0415
 
-    write_receipt(report, receipt)
     place = os.path.relpath(os.path.realpath(receipt), repository.root)
     stem = os.path.splitext(os.path.basename(place))[0][:LONGEST_STEM]
     name = f"{stem}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:12]}.json"
     write_report(report, os.path.join(repository.scratch, "reports", name))
+    write_receipt(report, receipt)  # last: it says clean, and nothing after it may fail
 
 
 def _unforeseen(error: Exception) -> IntegrityError:
