@@ -5,6 +5,8 @@ and open no repository, whatever the start method.
 """
 
 from dvc_integrity.torch.array import VerifiedArray
+from dvc_integrity.torch.checkpoint import load
+from dvc_integrity.torch.distributed import assert_same_manifest
 from dvc_integrity.torch.files import VerifiedFiles
 
-__all__ = ["VerifiedArray", "VerifiedFiles"]
+__all__ = ["VerifiedArray", "VerifiedFiles", "assert_same_manifest", "load"]
