@@ -8,5 +8,13 @@ from dvc_integrity.torch.array import VerifiedArray
 from dvc_integrity.torch.checkpoint import load
 from dvc_integrity.torch.distributed import assert_same_manifest
 from dvc_integrity.torch.files import VerifiedFiles
+from dvc_integrity.torch.shards import ShardError, VerifiedShards
 
-__all__ = ["VerifiedArray", "VerifiedFiles", "assert_same_manifest", "load"]
+__all__ = [
+    "ShardError",
+    "VerifiedArray",
+    "VerifiedFiles",
+    "VerifiedShards",
+    "assert_same_manifest",
+    "load",
+]
