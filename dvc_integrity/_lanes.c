@@ -362,9 +362,10 @@ static void refill_file(scheduler *s, lane *l) {
     const size_t waiting = l->rest + (size_t)count;
     l->total += (uint64_t)count;
     __atomic_fetch_add(&s->job->shared->bytes, count, __ATOMIC_RELAXED);
-    /* At the size that fstat gave, the next read could only say 0; the fstat at the end notices
-     * a file that grew meanwhile. A file of size 0 may be one whose size is not known (procfs). */
-    if (count == 0 || (r->before.size > 0 && (int64_t)l->total == r->before.size)) {
+    /* At the size that fstat gave, the next read could only say 0, or go on for as long as somebody
+     * appends; the fstat at the end notices a file that grew meanwhile. A file of size 0 may be one
+     * whose size is not known (procfs). */
+    if (count == 0 || (r->before.size > 0 && (int64_t)l->total >= r->before.size)) {
         pad(l, waiting);
         return;
     }

@@ -20,10 +20,11 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 
 import numpy as np
 from blake3 import blake3
@@ -55,6 +56,9 @@ PIECE_BYTES = 1 << 17
 
 STRETCH_BLOCKS = 8
 """Blocks that a thread checks at a time."""
+
+RECORD_WRITERS = 4
+"""Records that are written at a time; their fsyncs become one commit of the file system."""
 
 BLOCKS_KEPT = 4
 """Proven blocks of an open file that stay in memory, for reads of a part at a time."""
@@ -237,8 +241,10 @@ class BlockwiseFiles:
             width = min(
                 Chains.MOST, -(-len(unknown) // threads), usable_descriptors() // threads or 1
             )
-            recording = _Recording(unknown, width, cold, meter, self._settle)
-            yield from _in_threads(threads, recording.work)
+            with _Keeping(self._records) as keeping:
+                settle = partial(self._settle, keep=keeping.keep)
+                recording = _Recording(unknown, width, cold, meter, settle)
+                yield from _in_threads(threads, recording.work)
 
     def _known(
         self, files: Sequence[LargeFile], unknown: list[LargeFile]
@@ -250,13 +256,39 @@ class BlockwiseFiles:
             else:
                 yield file, blocks
 
-    def _settle(self, position: int, seen: Observation) -> Observation:
+    def _settle(
+        self, position: int, seen: Observation, *, keep: Callable[[Blocks], None]
+    ) -> Observation:
         """Keep the blocks of a file that is what it must be."""
         expected = self._expected(position)
         if seen.digest != expected.value or not seen.stable or seen.blocks is None:
             return seen
-        self._records.keep(Blocks(expected, seen.size, seen.blocks))
+        keep(Blocks(expected, seen.size, seen.blocks))
         return seen if self._use is BlockUse.RECORD else seen._replace(blocks=None)
+
+
+class _Keeping:
+    """Writes records beside the reading: the disk takes long to say that they are down.
+
+    All of them are there when the block of ``with`` ends.
+    """
+
+    def __init__(self, records: BlockRecords) -> None:
+        self._records = records
+        self._executor = ThreadPoolExecutor(RECORD_WRITERS, "dvc-integrity-records")
+        self._writing: list[Future[None]] = []
+
+    def __enter__(self) -> _Keeping:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._executor.shutdown(wait=True)
+        for future in self._writing:
+            future.result()
+
+    def keep(self, blocks: Blocks) -> None:
+        """Let a record be written."""
+        self._writing.append(self._executor.submit(self._records.keep, blocks))
 
 
 class _Checking:
@@ -480,7 +512,7 @@ class _Stream:
             piece = buffer[:0]
         self._block.update(piece)
         self._size += len(piece)
-        self.ended = len(piece) < len(buffer)
+        self.ended = len(piece) < len(buffer) or self._size >= self._before.size
         at_edge = self._size % BLOCK_BYTES == 0
         if (piece and at_edge) or (self.ended and not at_edge):
             self._digests += self._block.digest()

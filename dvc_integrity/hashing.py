@@ -630,6 +630,8 @@ def _hash_file(
                 size += count
                 if meter:
                     meter.add(0, count)
+                if 0 < before.size <= size:  # else a file that grows for ever is read for ever
+                    break
             after = file_state(descriptor)
         finally:
             os.close(descriptor)

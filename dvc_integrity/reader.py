@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, BinaryIO, NoReturn
@@ -250,10 +251,11 @@ class Reader:
         blocks = records.find(entry.digest, entry.size)
         if blocks is None:
             rows = np.array([row], np.int64)
-            for _ in self._store.observe(
+            read = self._store.observe(
                 self.manifest, rows, entry.digest.algorithm, blocks=BlockUse.RECORD
-            ):
-                blocks = records.find(entry.digest, entry.size)
+            )
+            deque(read, maxlen=0)  # what it saw is on record, if it was good
+            blocks = records.find(entry.digest, entry.size)
         return blocks
 
     def _damaged(self, row: int) -> Callable[[int, int], Exception]:

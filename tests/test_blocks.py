@@ -1254,9 +1254,28 @@ def test_only_a_stable_file_with_its_md5_is_recorded(tmp_path: Path) -> None:
     assert [] == [place for place in tmp_path.rglob("records/**/*") if place.is_file()]
 
 
+@pytest.mark.usefixtures("small")
+def test_a_large_file_that_grows_with_every_read_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is read to the size that it had, is not stable, and leaves no record."""
+    scene = Scene(tmp_path, {"a": OLD})
+    fill, reads = blocks._fill, []
+
+    def fill_and_grow(descriptor: int, buffer: memoryview, offset: int) -> memoryview:
+        reads.append(offset)
+        assert len(reads) < 1000, "it is read on and on"
+        faults.extend(scene.place("a"), bytes(len(buffer)))
+        return fill(descriptor, buffer, offset)
+
+    monkeypatch.setattr(blocks, "_fill", fill_and_grow)
+    assert [Status.UNSTABLE] == [each.status for each in scene.verify().findings]
+    assert not scene.folder.exists()
+
+
 def settled(seen: Observation) -> dict[Digest, Blocks]:
     kept = Kept()
-    BlockwiseFiles(kept, lambda _: digest_of(OLD), BlockUse.CHECK)._settle(0, seen)
+    BlockwiseFiles(kept, lambda _: digest_of(OLD), BlockUse.CHECK)._settle(0, seen, keep=kept.keep)
     return kept.records
 
 

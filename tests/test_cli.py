@@ -1402,6 +1402,23 @@ def test_a_report_that_cannot_be_printed_is_told(
     assert "No space left on device" in outcome.err
 
 
+@pytest.mark.usefixtures("tracked")
+def test_more_threads_than_are_of_use_are_refused() -> None:
+    """Twenty thousand threads would end in an error of the system, half way."""
+    outcome = program("verify", "--jobs", "20000")
+    assert 2 == outcome.status
+    assert "256" in outcome.err
+
+
+@pytest.mark.usefixtures("tracked")
+def test_an_unknown_kernel_is_told() -> None:
+    """A misspelt variable does not silently measure another kernel."""
+    before = ("env", "DVC_INTEGRITY_KERNEL=hashlip")
+    outcome = program("verify", before=before)
+    assert 0 == outcome.status
+    assert "DVC_INTEGRITY_KERNEL=hashlip is ignored" in outcome.err
+
+
 @pytest.mark.parametrize("options", [[], ["--json"]], ids=["table", "json"])
 def test_a_reader_that_went_away_is_no_traceback(tracked: Project, options: list[str]) -> None:
     """`dvc-integrity verify | head`: the pipe closes, the program ends quietly."""

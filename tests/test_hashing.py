@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 
 import faults
@@ -474,6 +474,29 @@ def test_a_change_during_the_read_is_seen(
     assert seen.error is None
     assert not seen.stable
     assert read(os.fspath(path)).stable
+
+
+@pytest.mark.parametrize("algorithm", list(Algorithm))
+@pytest.mark.usefixtures("one_by_one")
+def test_a_file_that_grows_with_every_read_ends(
+    algorithm: Algorithm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is read to the size that it had, and it is not stable."""
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+    read, reads = os.readv, []
+
+    def read_and_grow(descriptor: int, buffers: list[memoryview]) -> int:
+        reads.append(descriptor)
+        assert len(reads) < 3, "it is read on and on"
+        count = read(descriptor, buffers)
+        append(path)
+        return count
+
+    monkeypatch.setattr(hashing.os, "readv", read_and_grow)
+    (seen,) = chain(*hash_files([os.fspath(path)], algorithm))
+    assert (None, False) == (seen.error, seen.stable)
+    assert 1 == len(reads)
 
 
 @both

@@ -624,6 +624,10 @@ CHANGES: dict[str, tuple[Callable[[Path], None], bytes]] = {
     "cut before": (lambda path: faults.truncate(path, 1000), FIRST),
     "emptied": (lambda path: faults.truncate(path, 0), FIRST),
     "extended": (faults.extend, FIRST + REST + b"\0"),
+    "extended by much": (
+        lambda path: faults.extend(path, bytes(1 << 20)),  # else it grows as fast as it is read
+        FIRST + (REST + bytes(1 << 20))[: len(FIRST)],
+    ),
     "flipped before": (lambda path: faults.flip_bit(path, 0), FIRST + REST),
     "flipped behind": (
         lambda path: faults.flip_bit(path, len(FIRST)),
