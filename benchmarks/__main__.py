@@ -6,10 +6,11 @@ Usage: ``python benchmarks [--scale X] [--pairs N] [--folder DIR] [--json FILE] 
 from __future__ import annotations
 
 import kernel
+import loading
 import manifest
 import startup
 import verify
 from timing import main
 
 if __name__ == "__main__":
-    main(kernel.rows, startup.rows, manifest.rows, verify.rows)
+    main(kernel.rows, startup.rows, manifest.rows, verify.rows, loading.rows)

@@ -68,7 +68,7 @@ class Row:
     peer
         What ours is compared with, or empty.
     unit
-        ``s`` or ``MB`` (10**6 bytes).
+        ``s``, ``MB`` (10**6 bytes) or ``MiB``.
     compared
         Whether the ratio of each pair is of interest; where ``ours`` is already a difference to
         the peer, it is not.
@@ -76,6 +76,9 @@ class Row:
         The goal for the median of the ratios.
     most
         The goal for the median of ``ours``.
+    most_ratio
+        The goal for the median of the ratios, where ours does more than the peer: they then say
+        how many times as long it took.
     """
 
     work: str
@@ -86,13 +89,19 @@ class Row:
     compared: bool = False
     least_ratio: float | None = None
     most: float | None = None
+    most_ratio: float | None = None
 
     @property
     def ratios(self) -> list[float | None]:
-        """How many times faster ours was in each pair; None where ours took no time."""
+        """How many times faster ours was in each pair; None where ours took no time.
+
+        With ``most_ratio``, how many times as long it took.
+        """
         if not self.compared:
             return []
         pairs = zip(self.ours, self.theirs, strict=True)
+        if self.most_ratio is not None:
+            return [ours / theirs for ours, theirs in pairs]
         return [theirs / ours if ours > 0 else None for ours, theirs in pairs]
 
     @property
@@ -107,6 +116,8 @@ class Row:
         """The goal in words; empty without one."""
         if self.least_ratio is not None:
             return f">= {self.least_ratio:g}x"
+        if self.most_ratio is not None:
+            return f"<= {self.most_ratio:g}x the time"
         return "" if self.most is None else f"<= {self.most:g} {self.unit}"
 
     @property
@@ -114,6 +125,8 @@ class Row:
         """Whether the median reaches the goal; None without a goal or if it cannot be told."""
         if self.least_ratio is not None:
             return None if self.ratio is None else self.ratio >= self.least_ratio
+        if self.most_ratio is not None:
+            return None if self.ratio is None else self.ratio <= self.most_ratio
         return None if self.most is None else statistics.median(self.ours) <= self.most
 
     def cells(self) -> list[str]:
