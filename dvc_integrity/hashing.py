@@ -260,13 +260,16 @@ def hash_buffers(
     buffers: Sequence[bytes | bytearray | memoryview], algorithm: Algorithm = Algorithm.MD5
 ) -> list[Digest]:
     """Hash a batch of buffers in memory; one digest per buffer, in order."""
+    return [Digest(algorithm, value) for value in _digests_of(buffers, algorithm)]
+
+
+def _digests_of(
+    buffers: Sequence[bytes | bytearray | memoryview], algorithm: Algorithm
+) -> list[bytes]:
     if _lanes is None or algorithm is not Algorithm.MD5:
         return [_hash_buffer(buffer, algorithm) for buffer in buffers]
-    values = _lanes.hash_buffers(list(buffers), BEST_KERNEL)
-    return [
-        Digest(algorithm, values[at : at + DIGEST_BYTES])
-        for at in range(0, len(values), DIGEST_BYTES)
-    ]
+    values: bytes = _lanes.hash_buffers(list(buffers), BEST_KERNEL)
+    return [values[at : at + DIGEST_BYTES] for at in range(0, len(values), DIGEST_BYTES)]
 
 
 def hash_chunks(
@@ -320,9 +323,9 @@ def add_digests(
     """Hash bytes that were read, side by side, and put the digests into what was seen."""
     wanted = [want and not seen.error for (_, seen), want in zip(read, hashed, strict=False)]
     buffers = [data for (data, _), want in zip(read, wanted, strict=True) if want]
-    digests = iter(hash_buffers(buffers, algorithm))
+    digests = iter(_digests_of(buffers, algorithm))
     return [
-        (data, seen._replace(digest=next(digests).value) if want else seen)
+        (data, Observation(next(digests), *seen[1:]) if want else seen)
         for (data, seen), want in zip(read, wanted, strict=True)
     ]
 
@@ -344,14 +347,27 @@ def _read_whole(path: str | bytes, cold: bool) -> tuple[bytes, Observation]:
         try:
             if cold:
                 drop_cached_pages(descriptor)
-            with open(descriptor, "rb", buffering=0, closefd=False) as file:
-                data = file.readall()
+            data = _read_to_size(descriptor, before.size)
             after = file_state(descriptor)
         finally:
             os.close(descriptor)
     except OSError as error:
         return b"", Observation(None, len(data), before, None, error)
     return data, Observation(None, len(data), before, after, None)
+
+
+def _read_to_size(descriptor: int, size: int) -> bytes:
+    """Read the bytes that a file was said to have, or fewer if it ends before.
+
+    One of size 0 is read to its end: it may be one whose size is not known (procfs).
+    """
+    data = os.read(descriptor, size or PIECE_BYTES)
+    if len(data) == size or not data:
+        return data
+    pieces = [data]
+    while piece := os.read(descriptor, size - sum(map(len, pieces)) if size else PIECE_BYTES):
+        pieces.append(piece)
+    return b"".join(pieces)
 
 
 def read_chunks(path: str | bytes) -> Iterator[bytes]:
@@ -597,10 +613,10 @@ def _system_error(number: int, name: bytes) -> OSError:
     return OSError(number, os.strerror(number), name)
 
 
-def _hash_buffer(buffer: bytes | bytearray | memoryview, algorithm: Algorithm) -> Digest:
+def _hash_buffer(buffer: bytes | bytearray | memoryview, algorithm: Algorithm) -> bytes:
     hasher = algorithm.hasher()
     hasher.update(buffer)
-    return Digest(algorithm, hasher.digest())
+    return hasher.digest()
 
 
 def _hash_file(

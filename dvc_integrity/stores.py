@@ -159,7 +159,11 @@ class Workspace:
 
     def locate(self, path: str | bytes) -> bytes:
         """Return the absolute path of a file, in the file system's bytes."""
-        return os.path.join(os.fsencode(self.root), os.fsencode(path))
+        return self._folder + os.fsencode(path)
+
+    @cached_property
+    def _folder(self) -> bytes:
+        return os.path.join(os.fsencode(self.root), b"")
 
     def observe(
         self,
