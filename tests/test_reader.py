@@ -21,11 +21,10 @@ from hypothesis import strategies as st
 from projects import Tree, listing, md5
 
 import dvc_integrity as di
-from dvc_integrity import stores
 from dvc_integrity.manifest import Manifest, ManifestBuilder, Out
 from dvc_integrity.observation import Observation
 from dvc_integrity.report import Finding, Hint, Status
-from dvc_integrity.stores import Workspace
+from dvc_integrity.stores import Workspace, workspace
 
 law = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -111,14 +110,14 @@ def test_the_buffer_that_was_hashed_is_handed_on(
 ) -> None:
     """One read, one hash, that buffer: the very object that was judged comes out."""
     handed = []
-    read_files = stores.read_files
+    read_files = workspace.read_files
 
     def note(*arguments: object, **options: object) -> list[tuple[bytes, Observation]]:
         read = read_files(*arguments, **options)
         handed.extend(read)
         return read
 
-    monkeypatch.setattr(stores, "read_files", note)
+    monkeypatch.setattr(workspace, "read_files", note)
     data = reader_of(root).read("data/a")
     ((buffer, seen),) = handed
     assert buffer is data
@@ -252,7 +251,7 @@ def script(
     *steps: Callable[[bytes, Observation], tuple[bytes, Observation]],
 ) -> list[bool]:
     """Doctor the n-th read of a file; return the list of how cold each read was."""
-    read_files, cold = stores.read_files, []
+    read_files, cold = workspace.read_files, []
     left = iter(steps)
 
     def doctored(*arguments: object, **options: bool) -> list[tuple[bytes, Observation]]:
@@ -261,7 +260,7 @@ def script(
         (read,) = read_files(*arguments, **options)
         return [step(*read)]
 
-    monkeypatch.setattr(stores, "read_files", doctored)
+    monkeypatch.setattr(workspace, "read_files", doctored)
     return cold
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import pickle
 import tempfile
@@ -12,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import faults
 import numpy as np
@@ -30,7 +32,7 @@ from dvc_integrity.hashing import Meter
 from dvc_integrity.manifest import Manifest, ManifestBuilder, Out
 from dvc_integrity.observation import Observation
 from dvc_integrity.report import Hint
-from dvc_integrity.stores import Connection, ObjectStore, Workspace
+from dvc_integrity.stores import Connection, ObjectStore, SourceError, Workspace
 
 law = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -317,7 +319,7 @@ def test_a_folder_that_cannot_be_listed_comes_with_its_error(
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return scandir(place)
 
-    monkeypatch.setattr(stores.os, "scandir", failing)
+    monkeypatch.setattr(stores.workspace.os, "scandir", failing)
     store = Workspace(os.fspath(tmp_path), ignored=lambda _, path: path == "data/sub")
     found = dict(store.extras(manifest_of(FILES)))
     monkeypatch.undo()
@@ -353,8 +355,8 @@ def test_extras_are_the_difference_of_two_sets(listed: set[str], present: set[st
 def test_paths_of_one_hash_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hashes only find candidates: if all were equal, the paths themselves would still decide."""
     write(tmp_path / "data", FILES | {"new": b"", "sub/new": b""})
-    for constant in (0, -5, 2**62):
-        monkeypatch.setattr(stores, "hash", lambda _, value=constant: value, raising=False)
+    for fixed in (0, -5, 2**62):
+        monkeypatch.setattr(stores.workspace, "hash", lambda _, value=fixed: value, raising=False)
         assert ["data/new", "data/sub/new"] == extras(tmp_path, manifest_of(FILES))
 
 
@@ -411,7 +413,7 @@ def test_an_object_is_read_in_chunks(kind: str, tmp_path: Path) -> None:
     store = CASES[kind](tmp_path, big).store
     chunks = list(store.stream(Digest.from_hex(Algorithm.MD5, md5(big["big"]))))
     assert big["big"] == b"".join(chunks)
-    assert stores.CHUNK_BYTES >= max(map(len, chunks))
+    assert stores.connection.CHUNK_BYTES >= max(map(len, chunks))
     out = folder_out(big)
     assert out.digest
     assert listing(big) == b"".join(store.stream(out.digest, listing=True))
@@ -523,3 +525,215 @@ def test_a_special_file_in_the_cache_never_blocks(tmp_path: Path) -> None:
     ((_, observe),) = case.store.listings(manifest)
     listed = observe()
     assert isinstance(listed.error, OSError)
+
+
+# ----------------------------------------------------------------- looking, listing, taking in
+
+
+@every
+def test_what_lies_there_is_told_without_reading(kind: str, tmp_path: Path) -> None:
+    """A size for what is there, ``FileNotFoundError`` for what is not, in order."""
+    case = CASES[kind](tmp_path, FILES)
+    manifest = manifest_of(FILES)
+    case.put("sub/c", None)
+    found = case.store.stat(manifest, [2, 0, 1])
+    assert [None, len(FILES["a"]), 0] == [each.size for each in found]
+    assert [FileNotFoundError, None, None] == [each.error and type(each.error) for each in found]
+
+
+@every
+def test_an_entry_is_streamed(kind: str, tmp_path: Path) -> None:
+    """The bytes come in pieces; what is not there raises."""
+    case = CASES[kind](tmp_path, FILES)
+    manifest = manifest_of(FILES)
+    contents = [b"".join(case.store.chunks(manifest, row)) for row in range(4)]
+    assert [FILES[path] for path in sorted(FILES)] == contents
+    case.put("a", None)
+    with pytest.raises(FileNotFoundError):
+        list(case.store.chunks(manifest, 0))
+
+
+@objects
+def test_a_store_lists_its_objects(kind: str, tmp_path: Path) -> None:
+    """Objects of both layouts and listings come with their sizes; other files are passed over."""
+    case = CASES[kind](tmp_path, FILES)
+    connection = case.store._connected()
+    old = Digest.from_hex(Algorithm.MD5_DOS2UNIX, md5(b"old"))
+    for place in (connection.locate(old), f"{connection.base}/files/md5/ab/left.tmp"):
+        connection.filesystem.makedirs(place.rpartition("/")[0], exist_ok=True)
+        connection.filesystem.pipe_file(place, b"old")
+    expected = {
+        (Digest.from_hex(Algorithm.MD5, md5(data)), False, len(data)) for data in FILES.values()
+    }
+    out = folder_out(FILES)
+    assert out.digest
+    expected |= {(out.digest, True, len(listing(FILES))), (old, False, 3)}
+    found = [(each.digest, each.listing, each.size) for each in case.store.objects()]
+    assert expected == set(found)
+    assert len(expected) == len(found)
+
+
+NEW = b"new bytes" * 1000
+NEW_DIGEST = Digest.from_hex(Algorithm.MD5, md5(NEW))
+
+
+def stored(case: Case, digest: Digest = NEW_DIGEST) -> bytes:
+    return b"".join(case.store.stream(digest))
+
+
+def everything(case: Case) -> set[str]:
+    connection = case.store._connected()
+    return set(connection.filesystem.find(connection.base))
+
+
+@objects
+def test_an_object_is_taken_in(kind: str, tmp_path: Path) -> None:
+    """It lies there under its digest, and nothing else was left; local ones are protected."""
+    case = CASES[kind](tmp_path, FILES)
+    before = everything(case)
+    case.store.put(NEW_DIGEST, lambda: [NEW[:10], NEW[10:]], quarantine=str(tmp_path / "q"))
+    assert NEW == stored(case)
+    connection = case.store._connected()
+    assert {connection.locate(NEW_DIGEST)} == {
+        each if connection.local else f"/{each.lstrip('/')}" for each in everything(case) - before
+    }
+    assert not (tmp_path / "q").exists()
+    if connection.local:
+        assert 0o444 == os.stat(connection.locate(NEW_DIGEST)).st_mode & 0o777
+
+
+@objects
+def test_a_bad_object_goes_to_quarantine(kind: str, tmp_path: Path) -> None:
+    """The good one takes its place, and the bad bytes are kept with a note."""
+    case = CASES[kind](tmp_path, FILES)
+    case.put("a", b"alphA")
+    digest = Digest.from_hex(Algorithm.MD5, md5(FILES["a"]))
+    case.store.put(digest, lambda: [FILES["a"]], quarantine=str(tmp_path / "q"))
+    assert FILES["a"] == stored(case, digest)
+    (kept,) = (tmp_path / "q").iterdir()
+    assert b"alphA" == (kept / "bytes").read_bytes()
+    note = json.loads((kept / "note.json").read_text())
+    assert (str(digest), md5(b"alphA")) == (note["expected"], note["found"])
+
+
+@objects
+def test_wrong_bytes_are_not_taken_in(kind: str, tmp_path: Path) -> None:
+    """A source that gives other bytes changes nothing, and loses nothing."""
+    case = CASES[kind](tmp_path, FILES)
+    case.put("a", b"alphA")
+    before = everything(case)
+    digest = Digest.from_hex(Algorithm.MD5, md5(FILES["a"]))
+    for wanted in (digest, NEW_DIGEST):
+        with pytest.raises(SourceError, match=wanted.hex):
+            case.store.put(wanted, lambda: [b"alpHa"], quarantine=str(tmp_path / "q"))
+    assert b"alphA" == stored(case, digest)
+    assert before == everything(case)
+    assert not (tmp_path / "q").exists()
+
+
+@objects
+def test_a_good_object_is_left_alone(kind: str, tmp_path: Path) -> None:
+    """Nothing is asked of the source, and nothing is written."""
+    case = CASES[kind](tmp_path, FILES)
+    digest = Digest.from_hex(Algorithm.MD5, md5(FILES["a"]))
+    connection = case.store._connected()
+    before = connection.filesystem.info(connection.locate(digest))
+
+    def never() -> list[bytes]:
+        pytest.fail("the source was asked")
+
+    case.store.put(digest, never, quarantine=str(tmp_path / "q"))
+    assert before == connection.filesystem.info(connection.locate(digest))
+
+
+def test_a_store_that_is_read_only_takes_nothing_in(tmp_path: Path) -> None:
+    """It says so, and names itself."""
+    connection = Connection(MemoryFileSystem(), f"/{tmp_path.name}", local=False, writable=False)
+    store = ObjectStore("remote:web", lambda: connection, lambda _: True)
+    with pytest.raises(StoreError, match="remote:web can be read only"):
+        store.put(NEW_DIGEST, lambda: [NEW], quarantine=str(tmp_path / "q"))
+
+
+class Flaky(MemoryFileSystem):
+    """A remote of which the first reads of each open file fail, after some bytes."""
+
+    cachable = False
+
+    def __init__(self, failures: list[Exception]) -> None:
+        super().__init__()
+        self.failures = failures
+
+    def open(self, path: str, mode: str = "rb", **options: object) -> Any:
+        """Open a file that ends with the next failure after 1,000 bytes."""
+        file = super().open(path, mode, **options)
+        return Ending(file, self.failures) if mode == "rb" else file
+
+
+class Ending:
+    """A file of which 1,000 bytes come, and then a failure, while there is one."""
+
+    def __init__(self, file: Any, failures: list[Exception]) -> None:
+        self._file, self._failures, self._given = file, failures, False
+
+    def read(self, size: int) -> Any:
+        """Give 1,000 bytes, then fail."""
+        if not self._failures:
+            return self._file.read(size)
+        if self._given:
+            raise self._failures.pop(0)
+        self._given = True
+        return self._file.read(1000)
+
+    def fail(self, _: int) -> bytes:
+        """Give nothing at all."""
+        raise self._failures.pop()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def __enter__(self) -> Ending:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def flaky(tmp_path: Path, failures: list[Exception]) -> ObjectStore:
+    connection = Connection(Flaky(failures), f"/{tmp_path.name}", local=False)
+    connection.filesystem.pipe_file(connection.locate(NEW_DIGEST), NEW)
+    return ObjectStore("remote:far", lambda: connection, lambda _: True)
+
+
+class OverloadedError(Exception):
+    """What a service says when it is asked too much."""
+
+    status = 503
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError("reset"), TimeoutError("too slow"), OverloadedError("slow down")]
+)
+def test_a_read_that_is_cut_off_goes_on(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Failures that pass are tried again from where the read stopped; every byte comes once."""
+    pauses: list[float] = []
+    monkeypatch.setattr(stores.connection.time, "sleep", pauses.append)
+    store = flaky(tmp_path, [error] * 7)
+    assert NEW == b"".join(store.stream(NEW_DIGEST))
+    assert 7 == len(pauses)
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"), [(ConnectionResetError("reset"), 5), (PermissionError("forbidden"), 1)]
+)
+def test_a_failure_that_stays_is_an_error(
+    error: Exception, tries: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is refused for good is not tried again, and nothing is tried for ever."""
+    monkeypatch.setattr(stores.connection.time, "sleep", lambda _: None)
+    monkeypatch.setattr(Ending, "read", Ending.fail)
+    store = flaky(tmp_path, failures := [error] * 1000)
+    with pytest.raises(type(error)):
+        list(store.stream(NEW_DIGEST))
+    assert tries == 1000 - len(failures)

@@ -566,7 +566,7 @@ def test_a_folder_that_cannot_be_listed_leaves_the_report_incomplete(
     def scandir(_: bytes) -> None:
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr("dvc_integrity.stores.os.scandir", scandir)
+    monkeypatch.setattr("dvc_integrity.stores.workspace.os.scandir", scandir)
     report = hold(root)
     monkeypatch.undo()
     assert {"data": "unreadable"} == statuses(report)

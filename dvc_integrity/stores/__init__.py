@@ -1,0 +1,22 @@
+"""Places where bytes lie, behind one small protocol.
+
+A store turns entries of a manifest into observations and knows nothing of good and bad. The
+workspace is a folder of files under their own names; an object store (the cache, a remote)
+keeps immutable objects under their digests. Only ``ObjectStore.put`` writes.
+"""
+
+from dvc_integrity.stores.connection import Connection
+from dvc_integrity.stores.objects import ObjectStore, StoredObject
+from dvc_integrity.stores.protocol import Hints, Presence, SourceError, Store
+from dvc_integrity.stores.workspace import Workspace
+
+__all__ = [
+    "Connection",
+    "Hints",
+    "ObjectStore",
+    "Presence",
+    "SourceError",
+    "Store",
+    "StoredObject",
+    "Workspace",
+]

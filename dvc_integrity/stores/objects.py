@@ -1,0 +1,351 @@
+"""Immutable objects under their digests: a DVC cache or remote."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain, islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dvc_integrity.blocks import BlockRecords, BlockUse
+from dvc_integrity.digest import Algorithm, Digest
+from dvc_integrity.errors import StoreError
+from dvc_integrity.hashing import (
+    Meter,
+    add_digests,
+    hash_chunks,
+    hash_files,
+    read_files,
+)
+from dvc_integrity.manifest import Manifest, Out
+from dvc_integrity.observation import Observation, Observations
+from dvc_integrity.report import Hint
+from dvc_integrity.stores.connection import Connection
+from dvc_integrity.stores.protocol import Presence
+from dvc_integrity.stores.reading import blockwise, by_algorithm, chosen, stat_file
+
+__all__ = ["ObjectStore", "StoredObject"]
+
+REMOTE_STREAMS = 8
+"""Objects read from a remote at a time, where nothing else is asked for."""
+
+
+_OBJECT = re.compile(r"([0-9a-f]{2})/([0-9a-f]{30})(\.dir)?")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """An object that a store says it holds.
+
+    Attributes
+    ----------
+    digest
+        What its name says.
+    listing
+        Whether it is the listing of a folder.
+    size
+        Its length in bytes, as the store says; None where it is no plain file.
+    """
+
+    digest: Digest
+    listing: bool
+    size: int | None
+
+
+class ObjectStore:
+    """Immutable objects under their digests: a DVC cache or remote.
+
+    Parameters
+    ----------
+    name
+        ``cache`` or ``remote:NAME``.
+    connect
+        Opens the store; called when it is first needed.
+    has
+        Tells whether the store is to have the files of an output.
+    blocks
+        What is known of the blocks of large files; looked at where the store is local.
+    """
+
+    immutable = True
+
+    def __init__(
+        self,
+        name: str,
+        connect: Callable[[], Connection],
+        has: Callable[[Out], bool],
+        *,
+        blocks: BlockRecords | None = None,
+    ) -> None:
+        self.name = name
+        self.blocks = blocks
+        self._connect = connect
+        self._has = has
+        self._connection: Connection | None = None
+        self._process = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave behind what knows the project; the other process opens the store for itself."""
+        connection = self._connected()
+        if connection.local:
+            connection = replace(connection, filesystem=None)
+        return {
+            "name": self.name,
+            "blocks": self.blocks,
+            "_connect": None,
+            "_has": _has_everything,
+            "_connection": connection,
+            "_process": os.getpid(),
+        }
+
+    @property
+    def writable(self) -> bool:
+        """Whether objects can be put there."""
+        return self._connected().writable
+
+    @property
+    def cost(self) -> int:
+        """How dear reading is: 0 the cache, 1 another folder, 2 over a network."""
+        if self.name == "cache":
+            return 0
+        return 1 if self._connected().local else 2
+
+    def holds(self, out: Out) -> bool:
+        """Return whether this store is to have the objects of an output."""
+        return self._has(out)
+
+    def stream(self, digest: Digest, *, listing: bool = False) -> Iterator[bytes]:
+        """Yield the bytes of one object, in chunks.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the store has no such object.
+        OSError
+            If it cannot be read.
+        StoreError
+            If the store itself cannot be opened; the message names it.
+        """
+        connection = self._connected()
+        yield from connection.stream(connection.locate(digest, listing))
+
+    def observe(
+        self,
+        manifest: Manifest,
+        rows: NDArray[np.int64],
+        algorithm: Algorithm,
+        *,
+        jobs: int | None = None,
+        cold: bool = False,
+        meter: Meter | None = None,
+        blocks: BlockUse = BlockUse.NONE,
+    ) -> Iterator[Observations]:
+        """Read and hash the objects of the entries at ``rows``."""
+        digests = (Digest(algorithm, manifest.digests[row].tobytes()) for row in rows)
+        connection = self._connected()
+        if connection.local:
+            paths = (connection.locate(digest) for digest in digests)
+            large = blockwise(self.blocks, blocks, manifest, rows, algorithm)
+            return hash_files(paths, algorithm, jobs=jobs, cold=cold, meter=meter, large=large)
+        return self._observe_remote(digests, jobs or REMOTE_STREAMS, meter)
+
+    def read(
+        self,
+        manifest: Manifest,
+        rows: Sequence[int],
+        *,
+        cold: bool = False,
+        hashed: Sequence[bool] | None = None,
+    ) -> list[tuple[bytes, Observation]]:
+        """Return the bytes of the objects of the entries at ``rows``."""
+
+        def read(some: Sequence[int], algorithm: Algorithm) -> list[tuple[bytes, Observation]]:
+            digests = [Digest(algorithm, manifest.digests[rows[at]].tobytes()) for at in some]
+            connection, wanted = self._connected(), chosen(hashed, some)
+            if connection.local:
+                paths = map(connection.locate, digests)
+                return read_files(paths, algorithm, cold=cold, hashed=wanted)
+            with ThreadPoolExecutor(REMOTE_STREAMS, "dvc-integrity-read") as executor:
+                return add_digests(
+                    list(executor.map(self._read_remote, digests)), algorithm, wanted
+                )
+
+        return by_algorithm(manifest, rows, read)
+
+    def place(self, manifest: Manifest, row: int) -> bytes | None:
+        """Return the path of an entry's object, where the store is local."""
+        connection = self._connected()
+        if not connection.local:
+            return None
+        (algorithm,) = manifest.algorithms([row])
+        return os.fsencode(connection.locate(Digest(algorithm, manifest.digests[row].tobytes())))
+
+    def stat(self, manifest: Manifest, rows: Sequence[int]) -> list[Presence]:
+        """Tell the sizes of the objects of the entries at ``rows``."""
+        connection = self._connected()
+        algorithms = manifest.algorithms(rows)
+        paths = [
+            connection.locate(Digest(algorithm, manifest.digests[row].tobytes()))
+            for row, algorithm in zip(rows, algorithms, strict=True)
+        ]
+        if connection.local:
+            return [stat_file(path) for path in paths]
+        with ThreadPoolExecutor(REMOTE_STREAMS, "dvc-integrity-stat") as executor:
+            return list(executor.map(connection.stat, paths))
+
+    def stat_object(self, digest: Digest, *, listing: bool = False) -> Presence:
+        """Tell the size of one object."""
+        connection = self._connected()
+        return connection.stat(connection.locate(digest, listing))
+
+    def chunks(self, manifest: Manifest, row: int) -> Iterator[bytes]:
+        """Yield the bytes of the object of an entry, in pieces."""
+        (algorithm,) = manifest.algorithms([row])
+        return self.stream(Digest(algorithm, manifest.digests[row].tobytes()))
+
+    def objects(self) -> Iterator[StoredObject]:
+        """Yield everything that the store holds under a digest; other files are passed over.
+
+        Raises
+        ------
+        OSError
+            If it cannot be listed.
+        """
+        connection = self._connected()
+        algorithms = (Algorithm.MD5, Algorithm.MD5_DOS2UNIX)
+        for folder, algorithm in zip(connection.folders(), algorithms, strict=True):
+            for path, size in connection.listed(folder):
+                named = _OBJECT.fullmatch(path)
+                if named:
+                    digest = Digest.from_hex(algorithm, named[1] + named[2])
+                    yield StoredObject(digest, named[3] is not None, size)
+
+    def put(
+        self,
+        digest: Digest,
+        source: Callable[[], Iterable[bytes]],
+        *,
+        listing: bool = False,
+        quarantine: str,
+    ) -> None:
+        """Store an object, proven before it gets its name; a good one that is there stays.
+
+        Parameters
+        ----------
+        digest
+            What it must be.
+        source
+            Gives its bytes.
+        listing
+            Whether it is the listing of a folder.
+        quarantine
+            The folder on this machine where a bad object of that name is kept.
+
+        Raises
+        ------
+        SourceError
+            If ``source`` gives other bytes.
+        OSError
+            If it cannot be stored. The store is then as it was, but for a temporary object.
+        StoreError
+            If the store cannot be used, or takes nothing in.
+        """
+        connection = self._connected()
+        if not connection.writable:
+            raise StoreError(f"The {self.name} can be read only, so nothing can be put there.")
+        seen = self._observe_object(digest, listing=listing, cold=True)
+        if seen.error is None and seen.digest == digest.value:
+            return
+        note = {
+            "store": self.name,
+            "expected": str(digest),
+            "found": seen.digest.hex() if seen.digest else None,
+            "size": seen.size,
+        }
+        path = connection.locate(digest, listing)
+        connection.put(path, digest, source, kept=quarantine, note=note)
+
+    def detached(self) -> ObjectStore:
+        """Return the same without what knows the project; it is opened for that.
+
+        Raises
+        ------
+        StoreError
+            If it cannot be opened.
+        """
+        detached = ObjectStore(self.name, self._connect, _has_everything, blocks=self.blocks)
+        detached.__dict__.update(self.__getstate__())
+        return detached
+
+    def extras(self, manifest: Manifest) -> Iterator[tuple[str, OSError | None]]:  # noqa: ARG002 (the protocol)
+        """Yield nothing: a store holds the objects of many revisions."""
+        return iter(())
+
+    def listings(self, manifest: Manifest) -> Iterator[tuple[Out, Callable[..., Observation]]]:
+        """Yield the folders that this store is to have, each with what reads its listing."""
+        for out in manifest.outs:
+            if out.directory and out.digest and self.holds(out):
+                yield out, partial(self._observe_object, out.digest, listing=True)
+
+    def explain(self, path: str, expected: Digest | None, found: Digest | None) -> Hint:  # noqa: ARG002 (the protocol)
+        """Say nothing: nobody writes to an object once it has its name."""
+        return Hint(written=False)
+
+    def _read_remote(self, digest: Digest) -> tuple[bytes, Observation]:
+        """Return the bytes of an object; what was seen has no digest yet."""
+        try:
+            data = b"".join(self.stream(digest))
+        except OSError as error:
+            return b"", Observation(None, 0, None, None, error)
+        return data, Observation(None, len(data), None, None, None)
+
+    def _observe_remote(
+        self, digests: Iterator[Digest], jobs: int, meter: Meter | None
+    ) -> Iterator[Observations]:
+        observe = partial(self._observe_object, meter=meter)
+        source = enumerate(digests)
+        with ThreadPoolExecutor(jobs, thread_name_prefix="dvc-integrity-read") as executor:
+            while batch := list(islice(source, jobs * 4)):
+                positions, wanted = zip(*batch, strict=True)
+                yield Observations.of(positions, list(executor.map(observe, wanted)))
+
+    def _observe_object(
+        self,
+        digest: Digest,
+        *,
+        listing: bool = False,
+        cold: bool = False,
+        meter: Meter | None = None,
+    ) -> Observation:
+        connection = self._connected()
+        if connection.local:
+            place = connection.locate(digest, listing)
+            (seen,) = chain(*hash_files([place], digest.algorithm, jobs=1, cold=cold, meter=meter))
+            return seen
+        try:
+            found, size = hash_chunks(self.stream(digest, listing=listing), digest.algorithm, meter)
+        except OSError as error:
+            return Observation(None, 0, None, None, error)
+        finally:
+            if meter:
+                meter.add(1, 0)
+        return Observation(found.value, size, None, None, None)
+
+    def _connected(self) -> Connection:
+        if self._connection is None:
+            self._connection = self._connect()
+        elif self._process != os.getpid():
+            self._connection = self._connection.reopened()
+        self._process = os.getpid()
+        return self._connection
+
+
+def _has_everything(_: Out) -> bool:
+    return True
