@@ -122,6 +122,11 @@ def commands() -> None:
     is_flag=True,
     help="Insist on DVC's own digest for large files too; no block digests.",
 )
+@click.option(
+    "--attested",
+    is_flag=True,
+    help="Read nothing: take the checksums that the remote's service states.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="No progress, and silence if all is clean.")
 @click.option("-v", "--verbose", is_flag=True, help="Show every finding.")
 def verify(
@@ -134,6 +139,7 @@ def verify(
     receipt: str | None,
     cold: bool,
     no_blocks: bool,
+    attested: bool,
     quiet: bool,
     verbose: bool,
 ) -> int:
@@ -142,9 +148,15 @@ def verify(
     TARGETs are DVC outputs, paths inside them, or folders with outputs; without any, every
     source is verified: data tracked by a .dvc file, or imported.
     """
+    if attested and (not store_name.startswith("remote") or receipt is not None):
+        error = RepositoryError(
+            "'--attested' goes with '--store remote' or 'remote:NAME', and without '--receipt': a "
+            "receipt says that bytes were read."
+        )
+        return _fail(error, as_json=as_json)
     try:
         report, repository = _verified(targets, rev, all_outs, store_name, jobs, receipt, cold,
-                                       not no_blocks, quiet=quiet or as_json)  # fmt: skip
+                                       not no_blocks, attested, quiet=quiet or as_json)  # fmt: skip
     except IntegrityError as error:
         return _fail(error, as_json=as_json)
     status = _STATUS[report.verdict.value]
@@ -167,6 +179,7 @@ def _verified(
     receipt: str | None,
     cold: bool,
     blocks: bool,
+    attested: bool,
     *,
     quiet: bool,
 ) -> tuple[Report, Repository]:
@@ -182,7 +195,10 @@ def _verified(
         _refuse_receipt(repository, manifest, receipt)
     held = manifest.of(store.holds)
     with show_progress(len(held), held.total_bytes, quiet=quiet) as meter:
-        return hold(manifest, store, jobs=jobs, cold=cold, meter=meter, blocks=blocks), repository
+        report = hold(
+            manifest, store, jobs=jobs, cold=cold, meter=meter, blocks=blocks, attested=attested
+        )
+    return report, repository
 
 
 @contextlib.contextmanager

@@ -221,9 +221,13 @@ def _summary(report: Report) -> Text:
     size = _bytes(report.coverage.bytes[Evidence.REHASHED])
     by_blocks, _ = report.coverage.digests.get(BLOCKS, (0, 0))
     how = f", {by_blocks:,} by their blocks" if by_blocks else ""
-    read_files = f"{read:,} of {report.manifest.files:,} files re-hashed"
+    stated = report.coverage.files[Evidence.ATTESTED]
+    if stated:
+        size = _bytes(report.coverage.bytes[Evidence.ATTESTED])
+    what = "attested by the service, not read" if stated else "re-hashed"
+    judged = f"{stated or read:,} of {report.manifest.files:,} files {what}"
     parts = [
-        f"{read_files} ({size}{how}) in {report.seconds:.1f} s",
+        f"{judged} ({size}{how}) in {report.seconds:.1f} s",
         *(f"{count:,} {status.value}" for status, count in counts.items() if count),
     ]
     committed = report.rev != "workspace"

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from dvc_integrity.blocks import BlockUse
 from dvc_integrity.digest import Algorithm
-from dvc_integrity.errors import NothingToVerify, printable
+from dvc_integrity.errors import NothingToVerify, StoreError, printable
 from dvc_integrity.hashing import Meter
 from dvc_integrity.judgement import is_absent, is_expected, judge
 from dvc_integrity.manifest import UNKNOWN_SIZE, Entry, Manifest
@@ -35,7 +35,7 @@ from dvc_integrity.report import (
     Report,
     Status,
 )
-from dvc_integrity.stores import Store
+from dvc_integrity.stores import ObjectStore, Store, StoredObject
 
 __all__ = ["verify"]
 
@@ -48,6 +48,7 @@ def verify(
     cold: bool = False,
     meter: Meter | None = None,
     blocks: bool = True,
+    attested: bool = False,
 ) -> Report:
     """Read every file of a manifest in a store, and judge it.
 
@@ -69,6 +70,9 @@ def verify(
     blocks
         Compare large files block by block where their blocks are on record, and record them
         where not. False: insist on DVC's own digest, and record nothing.
+    attested
+        Read nothing: take what the service of a remote states for its objects. That shows what
+        it received, not what lies at rest.
 
     Returns
     -------
@@ -88,14 +92,14 @@ def verify(
     if not manifest.outs:
         raise NothingToVerify(_nothing_to_verify(asked, store))
     coverage = Coverage()
-    findings = [
-        *_unverifiable(manifest, coverage),
-        *_extras(manifest, store),
-        *_listings(manifest, store),
-    ]
-    for algorithm in Algorithm:
-        reading = _Reading(manifest, store, algorithm, jobs, cold, meter, blocks)
-        findings += reading.findings(manifest.rows(algorithm), coverage)
+    findings = [*_unverifiable(manifest, coverage), *_extras(manifest, store)]
+    if attested:
+        findings += _Attestation(manifest, store).findings(coverage)
+    else:
+        findings += _listings(manifest, store)
+        for algorithm in Algorithm:
+            reading = _Reading(manifest, store, algorithm, jobs, cold, meter, blocks)
+            findings += reading.findings(manifest.rows(algorithm), coverage)
     if not len(manifest) and not findings:
         raise NothingToVerify(_nothing_to_verify(asked, store))
     return Report(
@@ -187,6 +191,77 @@ class _Reading:
             return ()
         expected = self._store.blocks.find(entry.digest, entry.size)
         return expected.differing(seen.blocks, seen.size) if expected else ()
+
+
+class _Attestation:
+    """Compares what a service states for its objects, from one listing of them.
+
+    Raises
+    ------
+    StoreError
+        If the store has no service that could state anything, or cannot be listed.
+    """
+
+    def __init__(self, manifest: Manifest, store: Store) -> None:
+        if not isinstance(store, ObjectStore):
+            raise StoreError(f"The {store.name} is no remote: nobody attests what lies there.")
+        self._manifest = manifest
+        self._store = store
+        try:
+            self._objects = {(each.digest, each.listing): each for each in store.objects()}
+        except OSError as error:
+            raise StoreError(
+                f"The {store.name} cannot be listed: {error.strerror or error}. Without a listing "
+                f"nothing is attested; leave '--attested' out to read the objects."
+            ) from error
+
+    def findings(self, coverage: Coverage) -> Iterator[Finding]:
+        """Yield what is not good about the objects of the manifest, listings of folders too."""
+        for row in range(len(self._manifest)):
+            if self._manifest.has_digest(row):
+                yield from self._judged(self._manifest[row], coverage)
+        for out in self._manifest.outs:
+            if out.directory and out.digest and self._store.holds(out):
+                entry = Entry(out.path, out.digest, None, executable=False, out=out.path)
+                yield from self._judged(entry, Coverage(), listing=True)
+
+    def _judged(
+        self, entry: Entry, coverage: Coverage, *, listing: bool = False
+    ) -> Iterator[Finding]:
+        held = self._objects.get((entry.digest, listing)) if entry.digest else None
+        if held is None:
+            coverage.add(Evidence.UNREAD, 1, 0)
+            yield Finding(entry.path, entry.out, Status.MISSING, expected=entry.digest)
+            return
+        status, detail = self._status(entry, held)
+        known = status is not Status.UNVERIFIABLE
+        coverage.add(Evidence.ATTESTED if known else Evidence.UNREAD, 1, held.size or 0)
+        if status is not Status.OK:
+            yield Finding(
+                entry.path,
+                entry.out,
+                status,
+                expected=entry.digest,
+                found=held.attested,
+                size=held.size,
+                detail=f"the folder's listing; {detail}" if listing else detail,
+            )
+
+    def _status(self, entry: Entry, held: StoredObject) -> tuple[Status, str]:
+        if entry.size is not None and held.size is not None and entry.size != held.size:
+            return Status.CORRUPT, f"it has {held.size} bytes, not {entry.size}"
+        if held.attested is None:
+            return Status.UNVERIFIABLE, "the service states no checksum of its content"
+        if entry.digest and held.attested.value == entry.digest.value:
+            return Status.OK, ""
+        if held.digest.algorithm is not Algorithm.MD5:
+            return Status.UNVERIFIABLE, "the service states no checksum of DVC 2's kind"
+        try:
+            if self._store.contradicts(held.digest, listing=held.listing):
+                return Status.CORRUPT, "the service received other bytes"
+        except OSError as error:
+            return Status.UNREADABLE, error.strerror or str(error)
+        return Status.UNVERIFIABLE, "what the service states need not be a checksum of its content"
 
 
 def _are_good(

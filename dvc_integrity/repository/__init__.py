@@ -48,6 +48,9 @@ logger = logging.getLogger(__name__)
 SUGGESTIONS = 3
 """Names that a message suggests at most."""
 
+_READ_ONLY = ("http", "https")
+"""Protocols over which nothing is put."""
+
 COMPARED_PATHS = 5000
 """Paths that an unknown one is compared with at most: bounds the time."""
 
@@ -403,7 +406,19 @@ class Repository:
             raise StoreError(
                 f"The {store} is not there: '{printable(base)}' is no folder. Is its disk mounted?"
             )
-        return Connection(filesystem.fs, base, local)
+        try:
+            connection = Connection(
+                filesystem.fs, base, local, writable=kind.protocol not in _READ_ONLY
+            )
+            if not local:
+                connection.reach()
+        except Exception as error:  # each kind of remote fails in a way of its own
+            raise StoreError(
+                f"The {store} ('{printable(base)}') cannot be reached: {_reason(error)}. Check its "
+                f"address, the network and the credentials: 'dvc remote list' and 'dvc config "
+                f"--list' show what is configured."
+            ) from error
+        return connection
 
     @property
     def _default(self) -> str | None:

@@ -22,6 +22,7 @@ from dvc_integrity.digest import Algorithm, Digest
 from dvc_integrity.durable import quarantine, replacement
 from dvc_integrity.errors import printable
 from dvc_integrity.hashing import drop_cached_pages, hash_chunks, read_chunks
+from dvc_integrity.stores.attested import attested, is_plain_etag
 from dvc_integrity.stores.protocol import Presence, SourceError
 from dvc_integrity.stores.reading import stat_file
 
@@ -50,12 +51,16 @@ _PASSING_ERRNOS = {
     errno.EHOSTUNREACH,
 }
 _PASSING_STATUSES = {408, 425, 429, 500, 502, 503, 504}  # RFC 9110, RFC 6585, RFC 8470
+_ABSENT = {404, 410}
 _PASSING_NAMES = {
     "ClientPayloadError",  # aiohttp: the body ended too early
     "ServerDisconnectedError",  # aiohttp
     "HTTPClientError",  # botocore: the base of connection errors
     "ConnectionLost",  # asyncssh
 }
+
+_WITH_BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "az", "adl", "oss"}
+_WITHOUT_FOLDERS = {"http", "https"}
 
 Result = TypeVar("Result")
 
@@ -103,6 +108,27 @@ class Connection:
         """Return where DVC 3 keeps objects, and where DVC 2 does."""
         return f"{self.base}/files/md5", self.base
 
+    def reach(self) -> None:
+        """Ask a service once for the folder of the objects, or for their bucket.
+
+        Each of many objects would fail for itself, and slowly, at a service that is not there.
+
+        Raises
+        ------
+        Exception
+            What the service, or the lack of one, is told by.
+        """
+        protocols = self.filesystem.protocol
+        names = {protocols} if isinstance(protocols, str) else set(protocols)
+        try:
+            self.filesystem.info(self.base.split("/")[0] if names & _WITH_BUCKETS else self.base)
+        except FileNotFoundError as error:
+            if not names & _WITHOUT_FOLDERS or _real(error) is not error:
+                raise
+        except PermissionError as error:
+            if "denied" not in str(error).lower():
+                raise  # who may not list may still read; unknown keys may do neither
+
     def stat(self, path: str) -> Presence:
         """Tell what lies at a path, without reading it."""
         if self.local:
@@ -113,8 +139,22 @@ class Connection:
             return Presence(None, error)
         return Presence(found.get("size"))
 
-    def listed(self, folder: str) -> Iterator[tuple[str, int | None]]:
-        """Yield the paths below a folder, each relative to it, and their sizes in bytes.
+    def has_plain_etag(self, path: str) -> bool:
+        """Return whether S3 says of one object that its ETag is an MD5, as no listing does.
+
+        Raises
+        ------
+        OSError
+            If it does not answer.
+        """
+        ask = getattr(self.filesystem, "call_s3", None)
+        if ask is None:
+            return False
+        bucket, key, _ = self.filesystem.split_path(path)
+        return is_plain_etag(self._tried(lambda: ask("head_object", Bucket=bucket, Key=key), path))
+
+    def listed(self, folder: str) -> Iterator[tuple[str, int | None, Digest | None]]:
+        """Yield the paths below a folder, each relative to it, their sizes and stated digests.
 
         Raises
         ------
@@ -124,13 +164,14 @@ class Connection:
         if self.local:
             yield from _walk(folder)
             return
+        self.filesystem.invalidate_cache()  # what was listed before may be old
         try:
             found = self._tried(lambda: self.filesystem.find(folder, detail=True), folder)
         except FileNotFoundError:
             return
         prefix = self.filesystem._strip_protocol(folder).rstrip("/") + "/"  # noqa: SLF001 (there is no public name)
         for path, about in found.items():
-            yield path.removeprefix(prefix), about.get("size")
+            yield path.removeprefix(prefix), about.get("size"), attested(about)
 
     def stream(self, path: str) -> Iterator[bytes]:
         """Yield the bytes at a path, in pieces.
@@ -288,16 +329,30 @@ class Connection:
             raise _as_os_error(error, path) from error
 
 
+def _real(error: BaseException) -> BaseException:
+    """Return what is behind an error: fsspec calls any failure of HTTP a file that is absent."""
+    cause = error.__cause__
+    if not isinstance(error, FileNotFoundError) or cause is None:
+        return error
+    refused = getattr(cause, "status", 404) not in _ABSENT
+    failed = isinstance(cause, (OSError, TimeoutError)) and not isinstance(cause, FileNotFoundError)
+    return cause if refused or failed or _names(cause) & _PASSING_NAMES else error
+
+
+def _names(error: BaseException) -> set[str]:
+    return {kind.__name__ for kind in type(error).__mro__}
+
+
 def _may_pass(error: BaseException) -> bool:
     """Return whether a failure on the network is of the kind that passes."""
+    error = _real(error)
     if isinstance(error, (ConnectionError, TimeoutError)):
         return not isinstance(error, ConnectionRefusedError)
     if isinstance(error, OSError) and error.errno in _PASSING_ERRNOS:
         return True
     if getattr(error, "status", None) in _PASSING_STATUSES:
         return True
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & _PASSING_NAMES)
+    return bool(_names(error) & _PASSING_NAMES)
 
 
 def _pause(failures: int) -> None:
@@ -306,6 +361,7 @@ def _pause(failures: int) -> None:
 
 
 def _as_os_error(error: BaseException, path: str) -> OSError:
+    error = _real(error)
     if isinstance(error, OSError):
         return error
     said = printable(str(error)) or type(error).__name__
@@ -332,7 +388,7 @@ def _refuse_stored(stored: Digest, digest: Digest, path: str) -> None:
         raise OSError(errno.EIO, f"what was stored reads back as {stored}, not {digest}", path)
 
 
-def _walk(folder: str) -> Iterator[tuple[str, int | None]]:
+def _walk(folder: str) -> Iterator[tuple[str, int | None, Digest | None]]:
     def refuse(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):
             raise error
@@ -342,4 +398,4 @@ def _walk(folder: str) -> Iterator[tuple[str, int | None]]:
             path = os.path.join(place, name)
             found = os.lstat(path)
             size = found.st_size if stat.S_ISREG(found.st_mode) else None
-            yield os.path.relpath(path, folder), size
+            yield os.path.relpath(path, folder), size, None

@@ -52,11 +52,14 @@ class StoredObject:
         Whether it is the listing of a folder.
     size
         Its length in bytes, as the store says; None where it is no plain file.
+    attested
+        The digest that the service states for it.
     """
 
     digest: Digest
     listing: bool
     size: int | None
+    attested: Digest | None = None
 
 
 class ObjectStore:
@@ -221,11 +224,22 @@ class ObjectStore:
         connection = self._connected()
         algorithms = (Algorithm.MD5, Algorithm.MD5_DOS2UNIX)
         for folder, algorithm in zip(connection.folders(), algorithms, strict=True):
-            for path, size in connection.listed(folder):
+            for path, size, stated in connection.listed(folder):
                 named = _OBJECT.fullmatch(path)
                 if named:
                     digest = Digest.from_hex(algorithm, named[1] + named[2])
-                    yield StoredObject(digest, named[3] is not None, size)
+                    yield StoredObject(digest, named[3] is not None, size, stated)
+
+    def contradicts(self, digest: Digest, *, listing: bool = False) -> bool:
+        """Return whether what the service states for an object, if it differs, is its MD5.
+
+        Raises
+        ------
+        OSError
+            If the service does not answer.
+        """
+        connection = self._connected()
+        return connection.has_plain_etag(connection.locate(digest, listing))
 
     def put(
         self,

@@ -1,0 +1,255 @@
+"""Remotes on real servers: S3, HTTP and SSH, as DVC's configuration names them."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import faults
+import pytest
+from projects import Project, md5, object_path
+from servers import CREDENTIALS, S3, SSH, WEB, Bucket, served
+
+from dvc_integrity.stores.attested import attested, is_plain_etag
+
+FILES = {f"data/{number:02}": b"%d" % number * (number + 1) for number in range(30)}
+
+
+def run(*arguments: str) -> tuple[int, dict[str, Any], str]:
+    """Run ``dvc-integrity ... --json`` in the current folder: status, document, stderr."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc_integrity", *arguments, "--json"],
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=120,
+        env={**os.environ, **CREDENTIALS},
+    )
+    assert "Traceback" not in done.stderr
+    return done.returncode, json.loads(done.stdout), done.stderr
+
+
+def statuses(report: dict[str, Any]) -> dict[str, str]:
+    return {each["path"]: each["status"] for each in report["findings"]}
+
+
+def push(project: Project) -> None:
+    """Push with the real program: it brings an event loop and a session of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", "push"],
+        capture_output=True,
+        check=False,
+        text=True,
+        cwd=project.root,
+        env={**os.environ, **CREDENTIALS},
+    )
+    assert 0 == done.returncode, done.stderr
+
+
+def tracked_on(project: Project, url: str, **settings: str) -> Project:
+    """Track the files, and configure where they are to be pushed."""
+    project.dvc("remote", "add", "--default", "far", url)
+    for name, value in settings.items():
+        project.dvc("remote", "modify", "far", name, value)
+    project.add("data", FILES)
+    project.commit("data")
+    return project
+
+
+# ----------------------------------------------------------------- S3
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path]]:
+    """Run a server of S3."""
+    with served(S3, tmp_path_factory.mktemp("s3")) as running:
+        yield running
+
+
+@pytest.fixture
+def bucket(server: tuple[int, Path], request: pytest.FixtureRequest) -> Bucket:
+    """Make a bucket for a test."""
+    made = Bucket(*server, name=f"b{abs(hash(request.node.nodeid)) % 10**12}")
+    made.request("PUT")
+    return made
+
+
+@pytest.fixture
+def on_s3(project: Project, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """Push everything of a project to S3."""
+    tracked_on(project, f"s3://{bucket.name}/pre", endpointurl=bucket.endpoint)
+    push(project)
+    monkeypatch.chdir(project.root)
+    return project
+
+
+def key(path: str) -> str:
+    digest = md5(FILES[path])
+    return f"pre/files/md5/{digest[:2]}/{digest[2:]}"
+
+
+@pytest.mark.usefixtures("on_s3")
+def test_objects_on_s3_are_read_and_judged(bucket: Bucket) -> None:
+    """Every object is streamed and hashed; other bytes are corrupt, and none are missing."""
+    status, report, _ = run("verify", "--store", "remote")
+    assert (0, 30) == (status, report["coverage"]["rehashed"]["files"])
+    bucket.request("PUT", key("data/03"), b"2222")
+    bucket.request("DELETE", key("data/04"))
+    status, report, _ = run("verify", "--store", "remote:far")
+    assert 1 == status
+    assert {"data/03": "corrupt", "data/04": "missing"} == statuses(report)
+
+
+@pytest.mark.usefixtures("on_s3")
+def test_what_s3_attests_takes_one_listing(bucket: Bucket) -> None:
+    """Nothing is read: the ETags of all objects come with their listing."""
+    before = len(bucket.requests())
+    status, report, _ = run("verify", "--store", "remote", "--attested")
+    asked = bucket.requests()[before:]
+    assert (0, "clean") == (status, report["verdict"])
+    assert (30, 0) == tuple(report["coverage"][how]["files"] for how in ("attested", "rehashed"))
+    assert not [
+        each for each in asked if each.startswith("GET") and "files/md5/" in each.split("?")[0]
+    ]
+    assert len(asked) <= 3, asked
+
+
+@pytest.mark.usefixtures("on_s3")
+def test_what_s3_attests_tells_damage_from_doubt(bucket: Bucket) -> None:
+    """Another size or checksum is damage; a checksum of another kind says nothing."""
+    bucket.request("PUT", key("data/03"), b"2222")
+    bucket.request("PUT", key("data/04"), b"longer than it was")
+    bucket.request("DELETE", key("data/05"))
+    bucket.request(
+        "PUT",
+        key("data/06"),
+        FILES["data/06"],
+        x_amz_server_side_encryption="aws:kms",
+    )
+    status, report, _ = run("verify", "--store", "remote", "--attested")
+    assert 1 == status
+    found = statuses(report)
+    assert found.pop("data/06", "unverifiable") == "unverifiable"  # where its ETag is no MD5
+    assert {"data/03": "corrupt", "data/04": "corrupt", "data/05": "missing"} == found
+
+
+@pytest.mark.usefixtures("on_s3")
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--attested"],
+        ["--attested", "--store", "cache"],
+        ["--attested", "--store", "remote", "--receipt", "r.json"],
+    ],
+)
+def test_nobody_attests_elsewhere(options: list[str]) -> None:
+    """Only a remote's service states anything, and a receipt says that bytes were read."""
+    status, document, _ = run("verify", *options)
+    assert 2 == status
+    assert "--attested" in document["message"]
+
+
+@pytest.mark.parametrize(
+    "setting", [("endpointurl", "http://127.0.0.1:1"), ("url", "s3://nowhere-to-be-found/pre")]
+)
+def test_an_absent_service_is_named(on_s3: Project, setting: tuple[str, str]) -> None:
+    """One message about the remote, instead of one about each object."""
+    on_s3.dvc("remote", "modify", "far", *setting)
+    status, document, _ = run("verify", "--store", "remote")
+    assert (3, "StoreError") == (status, document["error"]), document
+    assert "remote:far" in document["message"]
+
+
+HEX = "0123456789abcdef" * 2
+
+
+@pytest.mark.parametrize(
+    ("about", "stated"),
+    [
+        ({"ETag": f'"{HEX}"'}, HEX),
+        ({"ETag": HEX}, HEX),
+        ({"ETag": f'"{HEX}-2"'}, None),  # uploaded in parts
+        ({"ETag": f'"{HEX.upper()}"'}, None),
+        ({"ETag": ""}, None),
+        ({"md5Hash": base64.b64encode(bytes.fromhex(HEX)).decode()}, HEX),
+        ({"md5Hash": "not base64"}, None),
+        ({"md5Hash": base64.b64encode(b"short").decode()}, None),
+        ({"content_settings": {"content_md5": bytearray.fromhex(HEX)}}, HEX),
+        ({"content_settings": {"content_md5": None}}, None),
+        ({"content_settings": None}, None),
+        ({"name": "object", "size": 3}, None),
+    ],
+)
+def test_what_services_state(about: dict[str, Any], stated: str | None) -> None:
+    """S3, Cloud Storage and Azure each say it in a way of their own, or not at all."""
+    found = attested(about)
+    assert stated == (found.hex if found else None)
+
+
+@pytest.mark.parametrize(
+    ("about", "plain"),
+    [
+        ({}, True),
+        ({"ServerSideEncryption": "AES256"}, True),
+        ({"ServerSideEncryption": "aws:kms"}, False),
+        ({"ServerSideEncryption": "aws:kms:dsse"}, False),
+        ({"SSECustomerAlgorithm": "AES256"}, False),
+    ],
+)
+def test_with_some_encryption_an_etag_is_no_md5(about: dict[str, str], plain: bool) -> None:
+    """With keys of KMS or of the customer the ETag is of the encrypted bytes."""
+    assert plain == is_plain_etag(about)
+
+
+# ----------------------------------------------------------------- HTTP
+
+
+def test_objects_over_http_are_read_and_judged(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder behind a web server is a remote that can be read."""
+    remote = tmp_path / "web"
+    tracked_on(project, str(remote))
+    push(project)
+    monkeypatch.chdir(project.root)
+    with served(WEB, tmp_path, str(remote)) as (port, _):
+        project.dvc("remote", "modify", "far", "url", f"http://127.0.0.1:{port}")
+        status, report, _ = run("verify", "--store", "remote")
+        assert (0, 30) == (status, report["coverage"]["rehashed"]["files"])
+        faults.flip_bit(object_path(remote, md5(FILES["data/03"])))
+        faults.delete(object_path(remote, md5(FILES["data/04"])))
+        status, report, _ = run("verify", "--store", "remote")
+        assert 1 == status
+        assert {"data/03": "corrupt", "data/04": "missing"} == statuses(report)
+    status, document, _ = run("verify", "--store", "remote")
+    assert (3, "StoreError") == (status, document["error"]), document
+
+
+# ----------------------------------------------------------------- SSH
+
+
+def test_objects_over_ssh_are_read_and_judged(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of another machine is a remote."""
+    remote = tmp_path / "ssh"
+    tracked_on(project, str(remote))
+    push(project)
+    monkeypatch.chdir(project.root)
+    with served(SSH, tmp_path) as (port, _):
+        project.dvc("remote", "modify", "far", "url", f"ssh://tester@127.0.0.1:{port}{remote}")
+        status, report, _ = run("verify", "--store", "remote")
+        assert (0, 30) == (status, report["coverage"]["rehashed"]["files"])
+        faults.flip_bit(object_path(remote, md5(FILES["data/03"])))
+        faults.delete(object_path(remote, md5(FILES["data/04"])))
+        status, report, _ = run("verify", "--store", "remote")
+        assert 1 == status
+        assert {"data/03": "corrupt", "data/04": "missing"} == statuses(report)
+    status, document, _ = run("verify", "--store", "remote")
+    assert (3, "StoreError") == (status, document["error"]), document
