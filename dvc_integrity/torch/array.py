@@ -16,7 +16,7 @@ from dvc_integrity.errors import ManifestError, printable
 from dvc_integrity.incidents import TooManyIncidents
 from dvc_integrity.reader import OnCorrupt
 from dvc_integrity.report import CorruptDataError
-from dvc_integrity.torch.samples import VerifiedSamples, call, open_reader
+from dvc_integrity.torch.samples import VerifiedSamples, call, open_reader, share_inherited_memory
 
 __all__ = ["VerifiedArray"]
 
@@ -114,6 +114,7 @@ class VerifiedArray(VerifiedSamples[Any]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """Return the rows of a batch, tensors of shape ``shape[1:]``, transformed."""
+        share_inherited_memory()
         if self.reader.incidents is not None:
             self.reader.incidents.add_reads(len(indices))
         return [self._sample(self._position(index)) for index in indices]

@@ -14,7 +14,7 @@ from dvc_integrity.errors import NothingToVerify, printable
 from dvc_integrity.manifest import Manifest
 from dvc_integrity.reader import OnCorrupt
 from dvc_integrity.report import CorruptDataError
-from dvc_integrity.torch.samples import VerifiedSamples, call, open_reader
+from dvc_integrity.torch.samples import VerifiedSamples, call, open_reader, share_inherited_memory
 
 __all__ = ["VerifiedFiles"]
 
@@ -125,6 +125,7 @@ class VerifiedFiles(VerifiedSamples[Sample], Generic[Sample]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
         """Return the samples of a batch; the fetcher of a ``DataLoader`` calls this."""
+        share_inherited_memory()
         rows = [self._row(index) for index in indices]
         if self._substitutes:
             return self._intact_or_other(indices, rows)

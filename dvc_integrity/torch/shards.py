@@ -30,7 +30,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from dvc_integrity.errors import IntegrityError, NothingToVerify, printable
 from dvc_integrity.manifest import Manifest
 from dvc_integrity.reader import Reader
-from dvc_integrity.torch.samples import call, open_reader
+from dvc_integrity.torch.samples import call, open_reader, share_inherited_memory
 
 __all__ = ["ShardError", "VerifiedShards"]
 
@@ -238,6 +238,7 @@ class VerifiedShards(IterableDataset[Sample], Generic[Sample]):
 
     def __iter__(self) -> Iterator[Sample]:
         """Begin a pass. Its epoch is fixed here, before the first sample is asked for."""
+        share_inherited_memory()
         position = self._start()
         self._position, self._resumed = position, None
         shards = [os.fsdecode(self.manifest.path(row)) for row in self._order(position)]
