@@ -391,7 +391,10 @@ def test_an_array_is_restored_and_read_on(
     faults.truncate(project.root / "big.npy", 100)
     data = VerifiedArray("big.npy", root=project.root, transform=first, on_corrupt="restore")
     assert [int(row[0]) for row in array] == epoch(loader_of(data, workers))
-    assert data._whole is None  # it is read by blocks again, not kept in memory
+    fresh = pickle.loads(pickle.dumps(data))  # as in a worker that is spawned
+    faults.delete(project.root / "big.npy")
+    assert int(array[7][0]) == fresh[7]
+    assert data._whole is fresh._whole is None  # it is read by blocks again, not kept in memory
 
 
 def test_a_bad_header_has_no_substitute(project: Project, array: np.ndarray[Any, Any]) -> None:

@@ -48,8 +48,10 @@ def test_no_other_bytes_come_for_a_path(policy: Any, tracked: Project) -> None:
         assert di.CorruptDataError is type(caught.value)
     with pytest.raises(TooManyIncidents, match="data/b"):
         reader.read("data/b")
-    found = reader.read_each([reader.row("data/c")])
-    assert [FILES["data/c"]] == found
+    rows = [reader.row(path) for path in ("data/c", "data/a")]
+    with pytest.raises(TooManyIncidents):  # the end of the run is no value
+        reader.read_each(rows)
+    assert [FILES["data/c"]] == reader.read_each(rows[:1])
 
 
 def test_another_revision_comes_from_the_cache(tracked: Project) -> None:
