@@ -202,7 +202,9 @@ def test_two_processes_with_four_workers_restore_once(
     kept = list((tracked.root / ".dvc/tmp/integrity/quarantine").glob("*/bytes"))
     assert sorted(bad.values()) == sorted(place.read_bytes() for place in kept)
     assert [(path, "restored", "cache") for path in sorted(bad)] == sorted(
-        (line["path"], line["action"], line["source"]) for line in incidents(tracked)
+        (line["path"], line["action"], line["source"])
+        for line in incidents(tracked)
+        if line["action"] != "transient"  # read once more just after another had restored it
     )
     assert FILES == {path: (tracked.root / path).read_bytes() for path in PATHS}
 
