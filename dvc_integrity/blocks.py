@@ -44,7 +44,15 @@ from dvc_integrity.hashing import (
 )
 from dvc_integrity.observation import FileState, Observation, Observations
 
-__all__ = ["BLOCK_BYTES", "BlockRecords", "BlockUse", "Blocks", "BlockwiseFiles", "ProvenFile"]
+__all__ = [
+    "BLOCK_BYTES",
+    "BlockDiffers",
+    "BlockRecords",
+    "BlockUse",
+    "Blocks",
+    "BlockwiseFiles",
+    "ProvenFile",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -537,6 +545,22 @@ class _Stream:
         os.close(self._descriptor)
 
 
+class BlockDiffers(Exception):  # noqa: N818 (what happened; it never reaches a user)
+    """A block of an open file is not what its record says, twice.
+
+    Attributes
+    ----------
+    start, stop
+        Which bytes.
+    state
+        What the file system said of the file then.
+    """
+
+    def __init__(self, start: int, stop: int, state: FileState) -> None:
+        super().__init__(start, stop, state)
+        self.start, self.stop, self.state = start, stop, state
+
+
 class ProvenFile:
     """A large file of which only the blocks that are touched are read, and proven.
 
@@ -550,8 +574,6 @@ class ProvenFile:
         The file.
     blocks
         What its content must be.
-    damaged
-        Gives the error to raise for a range of bytes that is not what it must be, twice.
 
     Raises
     ------
@@ -559,13 +581,9 @@ class ProvenFile:
         If it cannot be opened.
     """
 
-    def __init__(
-        self, path: bytes, blocks: Blocks, damaged: Callable[[int, int], Exception]
-    ) -> None:
-        self.size = blocks.size
+    def __init__(self, path: bytes, blocks: Blocks) -> None:
+        self.blocks = blocks
         self._path = path
-        self._blocks = blocks
-        self._damaged = damaged
         self._proven = bytearray(_block_count(blocks.size))
         self._recent: dict[int, memoryview] = {}
         self._descriptor, _ = open_file(path)
@@ -576,12 +594,12 @@ class ProvenFile:
 
         Raises
         ------
-        Exception
-            What ``damaged`` gives for a block that is not what it must be.
+        BlockDiffers
+            If a block differs from its record, also when it is read past the page cache.
         OSError
             If it cannot be read.
         """
-        end = min(offset + len(view), self.size)
+        end = min(offset + len(view), self.blocks.size)
         at = offset
         while at < end:
             block = at // BLOCK_BYTES
@@ -591,7 +609,7 @@ class ProvenFile:
                 start = at - block * BLOCK_BYTES
                 part[:] = self._buffer(block)[start : start + len(part)]
             elif len(_fill(self._descriptor, part, at)) != len(part):
-                raise self._damaged(at, stop)  # it was cut meanwhile
+                raise self._differs(at, stop)  # it was cut meanwhile
             at = stop
         return max(0, end - offset)
 
@@ -607,8 +625,8 @@ class ProvenFile:
     def _prove(self, block: int) -> memoryview:
         """Return the bytes of a block, read again past the page cache if they are not good."""
         start = block * BLOCK_BYTES
-        stop = min(start + BLOCK_BYTES, self._blocks.size)
-        expected = self._blocks.digests[block * BLOCK_DIGEST_BYTES :][:BLOCK_DIGEST_BYTES]
+        stop = min(start + BLOCK_BYTES, self.blocks.size)
+        expected = self.blocks.digests[block * BLOCK_DIGEST_BYTES :][:BLOCK_DIGEST_BYTES]
         buffer = memoryview(bytearray(stop - start))
         for again in (False, True):
             if again:
@@ -624,7 +642,10 @@ class ProvenFile:
                     )
                 self._proven[block] = 1
                 return piece
-        raise self._damaged(start, stop)
+        raise self._differs(start, stop)
+
+    def _differs(self, start: int, stop: int) -> BlockDiffers:
+        return BlockDiffers(start, stop, file_state(self._descriptor))
 
 
 def _in_threads(

@@ -28,6 +28,12 @@ logger = logging.getLogger(__name__)
 SLOTS = 1 << 12
 """Processes that can count what they read."""
 
+TRANSIENT = "transient"
+"""The action on a file that was good when it was read again: it does not count."""
+
+NAMED = 5
+"""Files that the error names at most; the log has all of them."""
+
 _COUNT = struct.Struct("=q")
 
 
@@ -43,8 +49,9 @@ class Incidents:
     path
         The log, JSON lines. Processes that are given the same path share it.
     budget
-        Incidents after which the run ends: a count (an int), or a share (a float) of the samples
-        that were read, but at least of ``samples``. None: no end.
+        Bad files that are permitted (of a large file that is read by blocks: bad blocks); one
+        more ends the run. A count (an int), or a share (a float) of the samples that were read,
+        but at least of ``samples``. None: no end.
     samples
         Samples of one epoch.
     """
@@ -56,6 +63,8 @@ class Incidents:
         self.budget = budget
         self.samples = samples
         self._counter: _Counter | None = None
+        self._read: dict[tuple[str, str, str | None, str], None] = {}
+        self._read_bytes = 0
 
     @classmethod
     def of_run(
@@ -71,7 +80,7 @@ class Incidents:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_counter": None}
+        return {**self.__dict__, "_counter": None, "_read": {}, "_read_bytes": 0}
 
     def add_reads(self, count: int) -> None:
         """Count samples that this process read; needed for a budget that is a share."""
@@ -107,8 +116,16 @@ class Incidents:
         self._refuse_more(finding)
 
     def count(self) -> int:
-        """Return how many files had incidents that were more than transient."""
-        return len({path for path, _, action in self._known() if action != "transient"})
+        """Return how many files had incidents that were more than transient.
+
+        Of a large file that is read by blocks each bad block counts.
+        """
+        return len(self._counted())
+
+    def _counted(self) -> dict[tuple[str, str], None]:
+        return {
+            (path, ranges): None for path, ranges, _, action in self._known() if action != TRANSIENT
+        }
 
     def _append(self, document: dict[str, Any]) -> None:
         if _key(document) in self._known():
@@ -123,32 +140,40 @@ class Incidents:
             "'%s' is %s: %s", printable(document["path"]), document["status"], document["action"]
         )
 
-    def _known(self) -> set[tuple[str, str | None, str]]:
+    def _known(self) -> dict[tuple[str, str, str | None, str], None]:
+        """Return what the log has, in order; only what others added since is read."""
         try:
-            with open(self.path, encoding="utf-8") as log:
-                lines = [json.loads(line) for line in log]
+            with open(self.path, "rb") as log:
+                log.seek(self._read_bytes)
+                lines = log.read()
         except FileNotFoundError:
-            return set()
-        return set(map(_key, lines))
+            return {}
+        whole = lines[: lines.rfind(b"\n") + 1]  # the last one may be half written
+        self._read_bytes += len(whole)
+        self._read |= dict.fromkeys(_key(json.loads(line)) for line in whole.splitlines())
+        return self._read
 
     def _refuse_more(self, finding: Finding) -> None:
         if self.budget is None:
             return
-        count = self.count()
+        counted = [path for path, _ in self._counted()]
         permitted = self.budget
         if isinstance(self.budget, float):
             permitted *= max(self.samples, _Counter.total(f"{self.path}.reads"))
-        if count > permitted:
+        if len(counted) > permitted:
+            files = list(dict.fromkeys(reversed(counted)))  # the latest first
+            named = ", ".join(f"'{printable(path)}'" for path in files[:NAMED])
+            more = f" and {len(files) - NAMED} more files" if len(files) > NAMED else ""
             raise TooManyIncidents(
-                f"{count} files were not what was committed, and the error budget is "
-                f"{self.budget:g}. The last one is '{printable(finding.path)}'. "
-                f"'{printable(self.path)}' lists them; 'dvc-integrity verify' shows the extent.",
+                f"{len(counted)} times the data were not what was committed, and the error budget "
+                f"is {self.budget:g}: {named}{more}. '{printable(self.path)}' lists them; "
+                f"'dvc-integrity verify' shows the extent.",
                 finding=finding,
             )
 
 
-def _key(document: Mapping[str, Any]) -> tuple[str, str | None, str]:
-    return document["path"], document["found"], document["action"]
+def _key(document: Mapping[str, Any]) -> tuple[str, str, str | None, str]:
+    return document["path"], str(document["ranges"]), document["found"], document["action"]
 
 
 class _Counter:

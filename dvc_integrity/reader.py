@@ -10,29 +10,38 @@ from __future__ import annotations
 import io
 import logging
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, BinaryIO, NoReturn
+from itertools import chain
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from dvc_integrity.blocks import Blocks, BlockUse, ProvenFile
+from dvc_integrity.blocks import BlockDiffers, Blocks, BlockUse, ProvenFile
 from dvc_integrity.digest import Algorithm
 from dvc_integrity.errors import ManifestError, RestoreError, printable
 from dvc_integrity.hashing import LARGE_BYTES
-from dvc_integrity.incidents import Incidents
+from dvc_integrity.incidents import Incidents, TooManyIncidents
 from dvc_integrity.judgement import is_expected, judge
 from dvc_integrity.manifest import Entry, Manifest
-from dvc_integrity.observation import Observation
+from dvc_integrity.observation import FileState, Observation
 from dvc_integrity.report import CorruptDataError, Finding, Hint, Status
 from dvc_integrity.restore import Restorer
 from dvc_integrity.schedule import Schedule
 from dvc_integrity.stores import ObjectStore, Workspace
 
-__all__ = ["Reader"]
+__all__ = ["OnCorrupt", "Reader"]
 
 logger = logging.getLogger(__name__)
+
+OnCorrupt = Literal["raise", "restore", "substitute"]
+"""What is done about a file that is not what was committed."""
+
+MOST_OPEN = 16
+"""Large files that a reader keeps open; each holds a descriptor and up to 4 MiB."""
+
+MOST_SETTLEMENTS = 5
+"""How often in a row a block may differ from a file that is good as a whole."""
 
 
 class Reader:
@@ -53,6 +62,12 @@ class Reader:
         Which reads are hashed; by default all of them.
     refusal
         What the log says was done about a file that is not handed on.
+
+    Attributes
+    ----------
+    epoch
+        Which epoch this is, for a schedule that hashes a share of the files an epoch. While it is
+        None every read is hashed.
     """
 
     def __init__(
@@ -70,12 +85,16 @@ class Reader:
         self.incidents = incidents
         self.schedule = schedule or Schedule()
         self._refusal = refusal
+        self.epoch: int | None = None
         self._store = store.detached()
         self._checked = bytearray(len(manifest) if self.schedule.once else 0)
         self._opened: dict[int, ProvenFile] = {}
+        self._settled: dict[int, Blocks] = {}
+        self._verdicts: dict[int, tuple[FileState, Finding]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_checked": bytearray(len(self._checked)), "_opened": {}}
+        fresh = {"_checked": bytearray(len(self._checked)), "_opened": {}, "_verdicts": {}}
+        return {**self.__dict__, **fresh}
 
     def read(self, path: str | os.PathLike[str]) -> bytes:
         """Return the bytes of a file, proven.
@@ -105,7 +124,7 @@ class Reader:
         """
         return self.read_rows([self.row(path) for path in paths])
 
-    def read_rows(self, rows: Sequence[int], *, epoch: int = 0) -> list[bytes]:
+    def read_rows(self, rows: Sequence[int], *, epoch: int | None = None) -> list[bytes]:
         """Return the bytes of entries of the manifest, in order.
 
         Parameters
@@ -113,7 +132,7 @@ class Reader:
         rows
             Positions in the manifest.
         epoch
-            Which epoch this is, for a schedule that does not hash every read.
+            Which epoch this is, as the attribute, which it stands in for.
 
         Raises
         ------
@@ -121,18 +140,32 @@ class Reader:
             As ``read``.
         """
         for row in rows:
-            if not self.manifest.has_digest(row):
-                entry = self.manifest[row]
-                why = "no content hash is committed for it"
-                self._raise(Finding(entry.path, entry.out, Status.UNVERIFIABLE, detail=why))
-        if self.incidents is not None:
-            self.incidents.add_reads(len(rows))
-        due = self._due(rows, epoch)
-        read = self._store.read(self.manifest, rows, hashed=due)
+            self._refuse_unverifiable(row)
         return [
             self._judged(row, data, seen) if check or seen.error else data
-            for row, check, (data, seen) in zip(rows, due, read, strict=True)
+            for row, check, data, seen in self._taken(rows, epoch)
         ]
+
+    def read_each(
+        self, rows: Sequence[int], *, epoch: int | None = None
+    ) -> list[bytes | CorruptDataError]:
+        """Return the bytes of entries as ``read_rows``, and for a bad one the error as a value.
+
+        Raises
+        ------
+        TooManyIncidents
+            If there are more incidents than the error budget permits.
+        """
+        found: list[bytes | CorruptDataError] = []
+        for row, check, data, seen in self._taken(rows, epoch):
+            try:
+                self._refuse_unverifiable(row)
+                found.append(self._judged(row, data, seen) if check or seen.error else data)
+            except TooManyIncidents:
+                raise
+            except CorruptDataError as error:
+                found.append(error)
+        return found
 
     def open(self, path: str | os.PathLike[str]) -> BinaryIO:
         """Return a file object over the proven bytes of a file.
@@ -147,28 +180,47 @@ class Reader:
             As ``read``: before the first byte can be taken, or when a damaged block is touched.
         """
         row = self.row(path)
-        proven = self.open_blocks(row)
-        return io.BufferedReader(_View(proven)) if proven else io.BytesIO(self.read_rows([row])[0])
+        size = self.open_blocks(row)
+        if size is None:
+            return io.BytesIO(self.read_rows([row])[0])
+        return io.BufferedReader(_View(self, row, size))
 
-    def open_blocks(self, row: int) -> ProvenFile | None:
-        """Return a file of which only the blocks that are touched are read, kept open.
+    def open_blocks(self, row: int) -> int | None:
+        """Open a file for ``read_at``, and return its size in bytes.
 
-        None if the file is small, or has no blocks on record and none can be recorded.
+        None if it is to be read in full: it is small or not on this machine, or it is not what
+        was committed and its blocks are not on record.
+        """
+        file = self._open_file(row)
+        return file.blocks.size if file else None
+
+    def read_at(self, row: int, offset: int, view: memoryview) -> int:
+        """Fill ``view`` with proven bytes of a file; return how many there are.
+
+        Only the blocks that are touched are read. Where one differs from its record, the file's
+        MD5 decides: if that is good the record was wrong, and is written anew.
 
         Raises
         ------
         CorruptDataError
-            If the file is not what was committed, as far as that is known by now.
+            If the file is not what was committed, and is not restored.
         """
-        if row not in self._opened:
-            path = self._store.place(self.manifest, row)
-            if path is None or not self._is_large(path):
-                return None
-            blocks = self._blocks(row)
-            if blocks is None or os.path.getsize(path) != blocks.size:
-                return None  # read in full, it says for itself what is wrong
-            self._opened[row] = ProvenFile(path, blocks, self._damaged(row))
-        return self._opened[row]
+        for _ in range(MOST_SETTLEMENTS):
+            file = self._open_file(row)
+            if file is None:  # it became small, or vanished: read in full, it is judged
+                part = self.read_rows([row])[0][offset : offset + len(view)]
+                view[: len(part)] = part
+                return len(part)
+            try:
+                return file.read_at(offset, view)
+            except (BlockDiffers, OSError) as error:
+                del self._opened[row]
+                self._settle(row, file.blocks, error)
+        entry = self.manifest[row]
+        why = "its blocks keep differing while the file as a whole is good"
+        raise self._refused(
+            Finding(entry.path, entry.out, Status.UNSTABLE, entry.digest, detail=why)
+        )
 
     def row(self, path: str | os.PathLike[str]) -> int:
         """Return the position of a path in the manifest.
@@ -191,10 +243,29 @@ class Reader:
             )
         return row
 
-    def _due(self, rows: Sequence[int], epoch: int) -> list[bool]:
+    def _refuse_unverifiable(self, row: int) -> None:
+        if not self.manifest.has_digest(row):
+            entry = self.manifest[row]
+            why = "no content hash is committed for it"
+            raise self._refused(Finding(entry.path, entry.out, Status.UNVERIFIABLE, detail=why))
+
+    def _taken(
+        self, rows: Sequence[int], epoch: int | None
+    ) -> Iterable[tuple[int, bool, bytes, Observation]]:
+        """Read entries; return each with whether it is to be judged, and what was seen."""
+        if self.incidents is not None:
+            self.incidents.add_reads(len(rows))
+        due = self._due(rows, self.epoch if epoch is None else epoch)
+        read = self._store.read(self.manifest, rows, hashed=due)
+        return (
+            (row, check, data, seen)
+            for row, check, (data, seen) in zip(rows, due, read, strict=True)
+        )
+
+    def _due(self, rows: Sequence[int], epoch: int | None) -> list[bool]:
         if self.schedule.once:
             return [not self._checked[row] for row in rows]
-        if self.schedule.epochs == 1:
+        if self.schedule.epochs == 1 or epoch is None:
             return [True] * len(rows)
         due: list[bool] = self.schedule.due(np.asarray(rows, np.int64), epoch).tolist()
         return due
@@ -216,18 +287,20 @@ class Reader:
 
     def _mended(self, row: int, finding: Finding) -> bytes:
         if self.restorer is None:
-            self._raise(finding)
+            raise self._refused(finding)
         try:
             data, source = self.restorer.bring_back(self.manifest, row)
         except RestoreError as error:
-            self._raise(replace(finding, detail=f"{finding.detail}; {error}".lstrip("; ")))
+            finding = replace(finding, detail=f"{finding.detail}; {error}".lstrip("; "))
+            raise self._refused(finding) from error
         if source != self._store.name:  # else another process has put it on record
             self._note(finding, "restored", source=source)
         return data
 
-    def _raise(self, finding: Finding) -> NoReturn:
-        self._note(finding, self._refusal)
-        raise CorruptDataError(finding=finding)
+    def _refused(self, finding: Finding, noted: Finding | None = None) -> CorruptDataError:
+        """Write down that a file is not handed on; return the error to raise."""
+        self._note(noted or finding, self._refusal)
+        return CorruptDataError(finding=finding)
 
     def _note(self, finding: Finding, action: str, **more: Any) -> None:
         if self.incidents is not None:
@@ -243,40 +316,102 @@ class Reader:
         except OSError:
             return False  # read in full, it says for itself what is wrong
 
-    def _blocks(self, row: int) -> Blocks | None:
-        """Return the record of a file's blocks; read the file in full if there is none yet."""
-        entry, records = self.manifest[row], self._store.blocks
-        if records is None or entry.digest is None or entry.digest.algorithm is not Algorithm.MD5:
+    def _open_file(self, row: int) -> ProvenFile | None:
+        """Return a large file that stays open until so many others were used after it."""
+        file = self._opened.pop(row, None) or self._opened_anew(row)
+        if file is not None:
+            self._opened[row] = file
+            if len(self._opened) > MOST_OPEN:
+                del self._opened[next(iter(self._opened))]
+        return file
+
+    def _opened_anew(self, row: int) -> ProvenFile | None:
+        place, entry = self._store.place(self.manifest, row), self.manifest[row]
+        if place is None or self._store.blocks is None or not self._is_large(place):
             return None
-        blocks = records.find(entry.digest, entry.size)
-        if blocks is None:
-            rows = np.array([row], np.int64)
-            read = self._store.observe(
-                self.manifest, rows, entry.digest.algorithm, blocks=BlockUse.RECORD
-            )
-            deque(read, maxlen=0)  # what it saw is on record, if it was good
-            blocks = records.find(entry.digest, entry.size)
-        return blocks
+        if entry.digest is None or entry.digest.algorithm is not Algorithm.MD5:
+            return None
+        blocks = self._settled.get(row) or self._store.blocks.find(entry.digest, entry.size)
+        try:
+            if blocks is None or blocks.size != os.path.getsize(place):
+                blocks = self._recorded(row, self._observed_whole(row))
+            return ProvenFile(place, blocks) if blocks else None
+        except OSError:
+            return None  # read in full, it says for itself what is wrong
 
-    def _damaged(self, row: int) -> Callable[[int, int], Exception]:
+    def _observed_whole(self, row: int) -> Observation:
+        """Read a file in full, past the page cache; digests of its blocks are taken with it."""
+        rows = np.array([row], np.int64)
+        observed = self._store.observe(
+            self.manifest, rows, Algorithm.MD5, jobs=1, cold=True, blocks=BlockUse.RECORD
+        )
+        (seen,) = chain.from_iterable(observed)
+        return seen
+
+    def _recorded(self, row: int, seen: Observation) -> Blocks | None:
+        """Return the blocks of a file that is good as a whole, else None."""
+        entry = self.manifest[row]
+        if entry.digest is None or seen.blocks is None or not seen.stable:
+            return None
+        if not is_expected(entry, seen):
+            return None
+        self._settled[row] = Blocks(entry.digest, seen.size, seen.blocks)
+        return self._settled[row]
+
+    def _settle(self, row: int, blocks: Blocks, error: BlockDiffers | OSError) -> None:
+        """Let the whole MD5 judge a file of which a block differs, twice, or cannot be read.
+
+        It returns if the file is good, or was restored.
+        """
+        self._refuse_known(row, error)
+        seen = self._observed_whole(row)
+        fresh = self._recorded(row, seen)
         entry, immutable = self.manifest[row], self._store.immutable
-
-        def error(start: int, stop: int) -> Exception:
-            finding = Finding(
-                entry.path,
-                entry.out,
-                Status.CORRUPT if immutable else Status.MODIFIED,
-                expected=entry.digest,
-                detail=f"bytes {start}-{stop - 1} differ",
-                ranges=((start, stop),),
+        finding = judge(entry, seen, None, lambda _: Hint(), immutable=immutable)
+        if fresh is None and finding is not None:
+            self._settle_damage(row, blocks, error, seen, finding)
+        elif fresh is None or fresh.digests == blocks.digests:
+            self._note(
+                _transient(entry, f"{_where(error)}, but not when all was read"), "transient"
             )
-            try:
-                self._note(finding, self._refusal)
-            except CorruptDataError as over_budget:
-                return over_budget
-            return CorruptDataError(finding=finding)
+        else:
+            logger.warning(
+                "The record of the blocks of '%s' was wrong, its MD5 is good: the record is "
+                "written anew",
+                printable(entry.path),
+            )
 
-        return error
+    def _settle_damage(
+        self,
+        row: int,
+        blocks: Blocks,
+        error: BlockDiffers | OSError,
+        seen: Observation,
+        finding: Finding,
+    ) -> None:
+        touched = ((error.start, error.stop),) if isinstance(error, BlockDiffers) else ()
+        ranges = blocks.differing(seen.blocks, seen.size) if seen.blocks else touched
+        finding = replace(finding, ranges=ranges)
+        if self.restorer is not None:
+            self._mended(row, finding)
+            return
+        if seen.after is not None:
+            self._verdicts[row] = (seen.after, finding)
+        raise self._refused(finding, replace(finding, ranges=touched))
+
+    def _refuse_known(self, row: int, error: BlockDiffers | OSError) -> None:
+        """Raise at once if the whole file was judged before, and this block found bad then."""
+        state, finding = self._verdicts.get(row, (None, None))
+        if finding is None or not isinstance(error, BlockDiffers) or error.state != state:
+            return
+        if any(start <= error.start < stop for start, stop in finding.ranges):
+            raise self._refused(finding, replace(finding, ranges=((error.start, error.stop),)))
+
+
+def _where(error: BlockDiffers | OSError) -> str:
+    if isinstance(error, BlockDiffers):
+        return f"bytes {error.start}-{error.stop - 1} differed twice"
+    return f"it could not be read ({error.strerror or error})"
 
 
 def _transient(entry: Entry, why: str) -> Finding:
@@ -293,11 +428,13 @@ def _transient(entry: Entry, why: str) -> Finding:
 
 
 class _View(io.RawIOBase):
-    """A position of its own in a file that stays open."""
+    """A position of its own in a large file of a reader."""
 
-    def __init__(self, file: ProvenFile) -> None:
+    def __init__(self, reader: Reader, row: int, size: int) -> None:
         super().__init__()
-        self._file = file
+        self._reader = reader
+        self._row = row
+        self._size = size
         self._position = 0
 
     def readable(self) -> bool:
@@ -307,7 +444,7 @@ class _View(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._file.size}
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}
         if start[whence] + offset < 0:
             raise ValueError(f"negative position {start[whence] + offset}")
         self._position = start[whence] + offset
@@ -317,6 +454,6 @@ class _View(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        count = self._file.read_at(self._position, memoryview(buffer).cast("B"))
+        count = self._reader.read_at(self._row, self._position, memoryview(buffer).cast("B"))
         self._position += count
         return count

@@ -257,8 +257,11 @@ def test_only_files_of_the_workspace_are_restored(tracked: Project) -> None:
 
 @pytest.mark.parametrize("start", STARTS)
 def test_a_share_reaches_every_file_in_so_many_epochs(start: str, tracked: Project) -> None:
-    """Persistent workers see the epoch change; a bad file is used unchecked three times at most."""
-    bad = flip(tracked, *PATHS)
+    """Persistent workers see the epoch change; a bad file is used unchecked three times at most.
+
+    What stands in for it is hashed whatever the epoch.
+    """
+    bad = flip(tracked, *PATHS[::2])
     data = VerifiedFiles(
         "data", root=tracked.root, decode=text, check=0.25, on_corrupt="substitute"
     )
@@ -270,14 +273,38 @@ def test_a_share_reaches_every_file_in_so_many_epochs(start: str, tracked: Proje
         persistent_workers=True,
         multiprocessing_context=start,
     )
-    caught: list[int] = []
+    caught: list[str] = []
     for epoch in range(4):
         data.set_epoch(epoch)
         found = [sample for batch in loader for sample in batch]
-        unchecked = [path for path, (_, intact) in zip(PATHS, found, strict=True) if intact]
-        assert all(bad[path] == found[PATHS.index(path)][0][1] for path in unchecked)
-        caught += [at for at, (_, intact) in enumerate(found) if not intact]
-    assert list(range(COUNT)) == sorted(caught)
+        for path, ((shown, content), intact) in zip(PATHS, found, strict=True):
+            assert (bad.get(path, FILES[path]) if intact else FILES[shown]) == content
+        caught += [path for path, (_, intact) in zip(PATHS, found, strict=True) if not intact]
+    assert sorted(bad) == sorted(caught)
+
+
+def test_until_an_epoch_is_named_everything_is_hashed(tracked: Project) -> None:
+    """Who forgets ``set_epoch`` checks too much, never the same share again and again."""
+    bad = flip(tracked, *PATHS[::2])
+    data = VerifiedFiles("data", root=tracked.root, check=0.25, on_corrupt="substitute")
+    assert len(bad) == sum(not intact for _, intact in samples(data, 2, "fork"))
+
+
+@pytest.mark.parametrize(
+    ("check", "bound"),
+    [(0.25, "a bad file is used unchecked at most 3 times"), ("once", "the first time")],
+)
+def test_what_is_promised_less_is_told(
+    check: Any, bound: str, tracked: Project, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One warning a dataset, from the parent, and none where each read is hashed."""
+    with caplog.at_level("WARNING", "dvc_integrity"):
+        data = VerifiedFiles("data", root=tracked.root, check=check)
+        samples(data, 2, "fork")
+        VerifiedFiles("data", root=tracked.root)
+    (record,) = caplog.records
+    assert "WARNING" == record.levelname
+    assert bound in record.getMessage()
 
 
 def test_once_checks_the_first_read_of_a_process(tracked: Project) -> None:

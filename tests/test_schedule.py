@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from itertools import islice
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dvc_integrity.schedule import Schedule
+from dvc_integrity.schedule import Schedule, substitutes
+
+GOLDEN = [709607, 696325, 756365]
+"""A run that is resumed with a later version must find the same substitutes."""
 
 
 @given(
@@ -57,3 +62,20 @@ def test_the_promise_is_said_in_words() -> None:
     assert "each time" in Schedule.of("always").bound
     assert "first time" in Schedule.of("once").bound
     assert Schedule.of(1) == Schedule.of(1.0) == Schedule.of("always")
+
+
+def test_substitutes_are_spread_and_never_the_sample_itself() -> None:
+    """In range, all over the data, others for another seed, epoch and sample, for good the same."""
+    tried = {
+        (seed, epoch, index): list(substitutes(seed, epoch, index, 10))
+        for seed in (-1, 0)
+        for epoch in (0, 1)
+        for index in range(10)
+    }
+    assert len(tried) == len(set(map(tuple, tried.values())))
+    for (*_, index), others in tried.items():
+        assert set(range(10)) - {index} == set(others)
+    first = Counter(next(substitutes(0, 0, index, 10)) for index in range(10, 2010))
+    assert all(150 < count < 250 for count in first.values())
+    assert GOLDEN == list(islice(substitutes(1, 2, 3, 1_000_000), 3))
+    assert [] == list(substitutes(0, 0, 0, 1))

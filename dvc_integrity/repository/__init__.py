@@ -31,14 +31,19 @@ from dvc_integrity.digest import Algorithm, Digest
 from dvc_integrity.errors import (
     IntegrityError,
     ManifestError,
+    NothingToVerify,
     RepositoryError,
     StoreError,
     printable,
 )
+from dvc_integrity.incidents import Incidents
 from dvc_integrity.manifest import Manifest, ManifestBuilder, Out
+from dvc_integrity.reader import OnCorrupt, Reader
 from dvc_integrity.repository.causes import Causes
 from dvc_integrity.repository.tracked import Tracked, read_tracked
 from dvc_integrity.repository.views import ROOT, WORKSPACE, Commit, ViewedRepo, WorkTree
+from dvc_integrity.restore import Restorer
+from dvc_integrity.schedule import Schedule
 from dvc_integrity.stores import Connection, ObjectStore, Workspace
 
 __all__ = ["WORKSPACE", "Repository", "default_rev"]
@@ -191,6 +196,78 @@ class Repository:
         raise RepositoryError(
             f"There is no store '{printable(name)}': choose workspace, cache, remote or "
             f"remote:NAME."
+        )
+
+    def reader(
+        self,
+        target: str | os.PathLike[str],
+        *,
+        rev: str | None = None,
+        source: str = WORKSPACE,
+        on_corrupt: OnCorrupt = "raise",
+        error_budget: float | None = None,
+        check: str | float = "always",
+        seed: int = 0,
+    ) -> Reader:
+        """Return a reader of proven bytes, which needs neither DVC nor this repository any more.
+
+        Parameters
+        ----------
+        target
+            A tracked file or folder, or a path inside a tracked folder, as for ``manifest``.
+        rev
+            The Git revision that the files are held to, as for ``manifest``.
+        source
+            Where the bytes come from: ``workspace``, ``cache``, ``remote`` or ``remote:NAME``.
+            The latter three need no checkout of ``rev``.
+        on_corrupt
+            ``raise``; ``restore``: a proven copy from the cache or a remote takes the place of a
+            bad file of the workspace, and the bad bytes go to the quarantine; ``substitute``:
+            as ``raise`` for who asks for a path. A dataset puts another sample there.
+        error_budget
+            Files that may be bad before the run ends with ``TooManyIncidents``: a count, or a
+            share of what was read, as a float. Of a large file that is read by blocks each bad
+            block counts.
+        check
+            Which reads are hashed: ``always``; ``once`` (the first that a process does of a
+            file); or a share of the files an epoch, which reaches each of them within
+            ``ceil(1 / check)`` epochs. Set ``Reader.epoch`` for that; until then all are hashed.
+        seed
+            For substitutes, and for which files are hashed in which epoch.
+
+        Raises
+        ------
+        RepositoryError
+            If there is no such revision, target or source.
+        ManifestError
+            If a file of the target has no committed content hash to be held to.
+        NothingToVerify
+            If the target holds no file.
+        StoreError
+            If the source cannot be opened.
+        ValueError
+            If a parameter has a value that it cannot have.
+        """
+        _refuse_policy(on_corrupt, source)
+        schedule = Schedule.of(check, seed)
+        manifest = self.manifest(target, rev=rev)
+        _refuse_unverifiable(manifest)
+        name = printable(os.fspath(target))
+        if not len(manifest):
+            raise NothingToVerify(f"No file is tracked under '{name}'.")
+        incidents = Incidents.of_run(self.scratch, budget=error_budget, samples=len(manifest))
+        restorer = None
+        if on_corrupt == "restore":
+            restorer = Restorer(self.workspace.detached(), self.sources(), self.scratch)
+        if check != "always":  # what is promised less than usual, whoever runs this is to know
+            logger.warning("'%s' is not hashed each time that it is read: %s", name, schedule.bound)
+        return Reader(
+            manifest,
+            self.store(source),
+            restorer=restorer,
+            incidents=incidents,
+            schedule=schedule,
+            refusal="substituted" if on_corrupt == "substitute" else "raised",
         )
 
     def resolve(self, rev: str) -> str:
@@ -476,6 +553,27 @@ class Repository:
     @cached_property
     def _viewed(self) -> dict[str, Repo]:
         return {}
+
+
+def _refuse_policy(on_corrupt: str, source: str) -> None:
+    if on_corrupt not in ("raise", "restore", "substitute"):
+        raise ValueError(f"on_corrupt is 'raise', 'restore' or 'substitute', not {on_corrupt!r}")
+    if on_corrupt == "restore" and source != WORKSPACE:
+        raise ValueError(f"files of the workspace can be restored, not those of {source!r}")
+
+
+def _refuse_unverifiable(manifest: Manifest) -> None:
+    rows = manifest.rows(None)
+    for out in manifest.outs:
+        if out.external:
+            raise ManifestError(f"'{printable(out.path)}' cannot be verified: {out.unverifiable}.")
+    if len(rows):
+        entry = manifest[int(rows[0])]
+        out = manifest.outs[int(manifest.out_index[rows[0]])]
+        raise ManifestError(
+            f"{len(rows)} of the files have no committed content hash to be held to, for example "
+            f"'{printable(entry.path)}': {out.unverifiable}."
+        )
 
 
 def _choose(

@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.lib import format as npy
-from torch.utils.data import Dataset
 
-from dvc_integrity.blocks import ProvenFile
 from dvc_integrity.errors import ManifestError, printable
-from dvc_integrity.manifest import Manifest
-from dvc_integrity.torch.files import open_reader
+from dvc_integrity.incidents import TooManyIncidents
+from dvc_integrity.reader import OnCorrupt
+from dvc_integrity.report import CorruptDataError
+from dvc_integrity.torch.samples import VerifiedSamples, call, open_reader, share_inherited_memory
 
 __all__ = ["VerifiedArray"]
 
 LARGEST_HEADER_BYTES = 1 << 16
 
 
-class VerifiedArray(Dataset[Any]):
+class VerifiedArray(VerifiedSamples[Any]):
     """The rows (along the first axis) of a ``.npy`` file, as tensors.
 
     Of a file of 16 MiB or more only the blocks of 1 MiB that a row lies in are read, and each is
@@ -39,7 +39,19 @@ class VerifiedArray(Dataset[Any]):
     source
         Where the bytes come from: ``workspace``, ``cache``, ``remote`` or ``remote:NAME``.
     transform
-        Turns a row (a tensor) into a sample.
+        Turns a row (a tensor) into a sample. What it raises keeps its type, as ``decode`` of
+        ``VerifiedFiles``.
+    on_corrupt
+        ``raise``; ``restore``: a proven copy from the cache or a remote takes the file's place,
+        and reading goes on with it; ``substitute``: another row, chosen by ``seed``, epoch and
+        index alone, takes the place of one that lies in a bad block. Samples are then pairs of
+        the sample and whether it is the one that was asked for. The block with the header has
+        no substitute.
+    error_budget
+        Bad blocks that are permitted, over all workers, before the run ends with
+        ``TooManyIncidents``: a count, or a share of the rows that were read as a float.
+    seed
+        For substitutes.
     root
         A folder inside the DVC project.
 
@@ -67,9 +79,21 @@ class VerifiedArray(Dataset[Any]):
         rev: str | None = None,
         source: str = "workspace",
         transform: Callable[[torch.Tensor], Any] | None = None,
+        on_corrupt: OnCorrupt = "raise",
+        error_budget: float | None = None,
+        seed: int = 0,
         root: str | os.PathLike[str] = ".",
     ) -> None:
-        self.reader = open_reader(target, rev=rev, source=source, root=root)
+        reader = open_reader(
+            target,
+            root=root,
+            rev=rev,
+            source=source,
+            on_corrupt=on_corrupt,
+            error_budget=error_budget,
+            seed=seed,
+        )
+        super().__init__(reader, on_corrupt, seed)
         if len(self.manifest) != 1:
             raise ManifestError(
                 f"'{printable(os.fspath(target))}' holds {len(self.manifest)} files; name one "
@@ -78,29 +102,45 @@ class VerifiedArray(Dataset[Any]):
         self._transform = transform
         self._whole: bytes | None = None
         self.shape, self._type, self._start = self._header()
+        if reader.incidents is not None:
+            reader.incidents.samples = len(self)
         self.dtype = torch.from_numpy(np.empty(0, self._type.newbyteorder("="))).dtype
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_whole": None}
 
-    @property
-    def manifest(self) -> Manifest:
-        """What the file must be."""
-        return self.reader.manifest
-
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, index: int) -> Any:
-        """Return one row, a tensor of shape ``shape[1:]``."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"row {index} of an array of {len(self)}")
-        row = self.rows(index % len(self), 1)[0]
-        return row if self._transform is None else self._transform(row)
-
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
-        """Return the rows of a batch."""
-        return [self[index] for index in indices]
+        """Return the rows of a batch, tensors of shape ``shape[1:]``, transformed."""
+        share_inherited_memory()
+        if self.reader.incidents is not None:
+            self.reader.incidents.add_reads(len(indices))
+        return [self._sample(self._position(index)) for index in indices]
+
+    def _sample(self, index: int) -> Any:
+        intact = True
+        try:
+            at, row = self._row(index)
+        except TooManyIncidents:
+            raise
+        except CorruptDataError as error:
+            if not self._substitutes or self._whole is not None:
+                raise
+            intact = False
+            at, row = self._instead(index, error, self._row)
+        if self._transform is not None:
+            row = call(
+                self._transform,
+                row,
+                what="transform",
+                where=lambda: f"row {at} of '{self._name}'",
+            )
+        return (row, intact) if self._substitutes else row
+
+    def _row(self, index: int) -> tuple[int, torch.Tensor]:
+        return index, self.rows(index, 1)[0]
 
     def rows(self, start: int, count: int) -> torch.Tensor:
         """Return ``count`` rows from ``start`` on, a tensor of shape ``(count, *shape[1:])``."""
@@ -113,12 +153,13 @@ class VerifiedArray(Dataset[Any]):
 
     def _read(self, offset: int, view: memoryview) -> None:
         """Fill ``view`` with the proven bytes at ``offset``."""
-        blocks = self._blocks()
-        if blocks is not None:
-            count = blocks.read_at(offset, view)
+        if self._whole is None and self.reader.open_blocks(0) is None:
+            (whole,) = self.reader.read_rows([0])
+            if self.reader.open_blocks(0) is None:  # else it was restored: there is no need
+                self._whole = whole
+        if self._whole is None:
+            count = self.reader.read_at(0, offset, view)
         else:
-            if self._whole is None:
-                (self._whole,) = self.reader.read_rows([0])
             part = self._whole[offset : offset + len(view)]
             count = len(part)
             view[:count] = part
@@ -127,9 +168,6 @@ class VerifiedArray(Dataset[Any]):
                 f"'{self._name}' ends before the rows that its header promises. It was committed "
                 f"like this: write it anew, 'dvc add' and commit."
             )
-
-    def _blocks(self) -> ProvenFile | None:
-        return None if self._whole is not None else self.reader.open_blocks(0)
 
     def _header(self) -> tuple[tuple[int, ...], np.dtype[Any], int]:
         """Return shape, type and where the values begin, from the file's proven header."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import io
 import os
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from dvc_integrity.errors import ManifestError, printable
 from dvc_integrity.reader import Reader
-from dvc_integrity.torch.files import open_reader
+from dvc_integrity.torch.samples import open_reader
 
 __all__ = ["load"]
 
@@ -26,6 +26,8 @@ def load(
     path: str | os.PathLike[str],
     *,
     rev: str | None = None,
+    source: str = "workspace",
+    on_corrupt: Literal["raise", "restore"] = "raise",
     root: str | os.PathLike[str] = ".",
     map_location: Any = None,
     weights_only: bool = True,
@@ -45,6 +47,11 @@ def load(
     rev
         The Git revision that the file is held to; by default the baseline inside a DVC
         experiment, else ``HEAD``. ``workspace`` means the metadata in the work tree.
+    source
+        Where the bytes come from: ``workspace``, ``cache``, ``remote`` or ``remote:NAME``.
+    on_corrupt
+        ``raise``; ``restore``: a proven copy from the cache or a remote takes the file's place,
+        and is loaded.
     root
         A folder inside the DVC project.
     map_location
@@ -54,9 +61,9 @@ def load(
         bytes are the committed ones, not that they are harmless: say False only if you trust
         whoever committed them. A ``.safetensors`` file never holds more.
     reader
-        Reads the file instead of one that is made from ``rev`` and ``root``: for many
-        checkpoints of one manifest, for a copy in the cache or a remote, or where DVC is not to
-        be imported. It must hash every read.
+        Reads the file instead of one that is made from ``rev``, ``source``, ``on_corrupt`` and
+        ``root``: for many checkpoints of one manifest, or where DVC is not to be imported. It
+        must hash every read.
     **options
         Further options of ``torch.load``.
 
@@ -87,15 +94,24 @@ def load(
         raise ValueError(
             "mmap=True would read the file again, unproven, after it was hashed. Leave it out."
         )
-    if reader is not None and (rev is not None or os.fspath(root) != "."):
-        raise ValueError("A reader has its revision and its root: give 'reader', or these two.")
+    if on_corrupt not in ("raise", "restore"):
+        raise ValueError(
+            f"on_corrupt is 'raise' or 'restore', not {on_corrupt!r}: nothing can stand in for a "
+            f"checkpoint"
+        )
+    own = (rev, source, on_corrupt, os.fspath(root)) == (None, "workspace", "raise", ".")
+    if reader is not None and not own:
+        raise ValueError(
+            "A reader has its revision, its root, its source and its policy: give 'reader', or "
+            "these."
+        )
     if reader is not None and (reader.schedule.once or reader.schedule.epochs != 1):
         raise ValueError(
             "The reader does not hash every read (its schedule), so an unproven checkpoint could "
             "be opened. Give one that does, or none."
         )
     if reader is None:
-        reader, path = _reader_for(path, rev, root)
+        reader, path = _reader_for(path, rev=rev, source=source, on_corrupt=on_corrupt, root=root)
     if safetensors:
         return _load_safetensors(reader, path, map_location)
     data = io.BytesIO(reader.read(path))
@@ -103,10 +119,10 @@ def load(
 
 
 def _reader_for(
-    path: str | os.PathLike[str], rev: str | None, root: str | os.PathLike[str]
+    path: str | os.PathLike[str], *, root: str | os.PathLike[str], **options: Any
 ) -> tuple[Reader, str]:
     """Return a reader for one tracked file, and its path relative to the DVC root."""
-    reader = open_reader(path, rev=rev, root=root)
+    reader = open_reader(path, root=root, **options)
     manifest = reader.manifest
     (name,) = manifest.targets
     if manifest.find(name) is None:

@@ -15,12 +15,11 @@ import operator
 import os
 import posixpath
 import re
-import sys
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, BinaryIO, Generic, TypeVar
+from typing import Any, BinaryIO, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -31,7 +30,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from dvc_integrity.errors import IntegrityError, NothingToVerify, printable
 from dvc_integrity.manifest import Manifest
 from dvc_integrity.reader import Reader
-from dvc_integrity.torch.files import VerifiedFiles
+from dvc_integrity.torch.samples import call, open_reader, share_inherited_memory
 
 __all__ = ["ShardError", "VerifiedShards"]
 
@@ -77,6 +76,8 @@ class VerifiedShards(IterableDataset[Sample], Generic[Sample]):
     rev
         The Git revision that the shards are held to; by default the baseline inside a DVC
         experiment, else ``HEAD``. ``workspace`` means the metadata in the work tree.
+    source
+        Where the bytes come from: ``workspace``, ``cache``, ``remote`` or ``remote:NAME``.
     select
         Which files below the target are shards, as one shell pattern or several. A pattern
         without a slash is matched with the file's name, one with a slash with its path relative
@@ -97,7 +98,12 @@ class VerifiedShards(IterableDataset[Sample], Generic[Sample]):
     root
         A folder inside the DVC project.
     on_corrupt
-        What to do about a shard that is not what was committed: ``raise``.
+        ``raise``; ``restore``: a proven copy from the cache or a remote takes the shard's place,
+        and its samples come from there. There are no substitutes: how many samples a bad shard
+        holds is not known.
+    error_budget
+        Shards that may be bad, over all workers, before the run ends with ``TooManyIncidents``:
+        a count, or a share of the shards that were read as a float.
     rank, world_size
         Which of how many processes this one is. By default what ``torch.distributed`` says if
         it is initialised, else the variables ``RANK`` and ``WORLD_SIZE``, else one process.
@@ -119,24 +125,32 @@ class VerifiedShards(IterableDataset[Sample], Generic[Sample]):
         target: str | os.PathLike[str],
         *,
         rev: str | None = None,
+        source: str = "workspace",
         select: str | Sequence[str] = "*.tar",
         decode: Callable[[dict[str, Any]], Sample] | None = None,
         shuffle: bool = False,
         shuffle_buffer: int = 0,
         seed: int = 0,
         root: str | os.PathLike[str] = ".",
-        on_corrupt: str = "raise",
+        on_corrupt: Literal["raise", "restore"] = "raise",
+        error_budget: float | None = None,
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        if on_corrupt != "raise":
-            raise ValueError(f"on_corrupt is 'raise', not {on_corrupt!r}")
+        _refuse_policy(on_corrupt)
         if operator.index(shuffle_buffer) < 0:
             raise ValueError(f"shuffle_buffer is a number of samples, not {shuffle_buffer!r}")
         self._given_rank = None
         if rank is not None or world_size is not None:
             self._given_rank = _checked_rank(rank, world_size, "the options rank and world_size")
-        self.reader = VerifiedFiles(target, rev=rev, root=root).reader
+        self.reader = open_reader(
+            target,
+            root=root,
+            rev=rev,
+            source=source,
+            on_corrupt=on_corrupt,
+            error_budget=error_budget,
+        )
         self._shards = _selected(self.manifest, [select] if isinstance(select, str) else select)
         if not len(self._shards):
             raise NothingToVerify(
@@ -224,6 +238,7 @@ class VerifiedShards(IterableDataset[Sample], Generic[Sample]):
 
     def __iter__(self) -> Iterator[Sample]:
         """Begin a pass. Its epoch is fixed here, before the first sample is asked for."""
+        share_inherited_memory()
         position = self._start()
         self._position, self._resumed = position, None
         shards = [os.fsdecode(self.manifest.path(row)) for row in self._order(position)]
@@ -448,14 +463,13 @@ class _Pass(Iterator[Sample]):
     def _decoded(self, sample: dict[str, Any]) -> Sample:
         if self._decode is None:
             return sample  # type: ignore[return-value]  # without decode a sample is its dict
-        where = f"sample '{printable(sample[KEY])}' of shard '{printable(sample[SHARD])}'"
-        try:
-            return self._decode(sample)
-        except StopIteration as error:  # a DataLoader would take it for the end of the data
-            raise RuntimeError(f"decode raised StopIteration for {where}") from error
-        except Exception as error:
-            _add_note(error, f"while decode worked on {where}")
-            raise
+        key, shard = sample[KEY], sample[SHARD]  # what decode does to the dict is its own affair
+        return call(
+            self._decode,
+            sample,
+            what="decode",
+            where=lambda: f"sample '{printable(key)}' of shard '{printable(shard)}'",
+        )
 
 
 class _Samples:
@@ -584,12 +598,15 @@ def _refuse_unfinished(data: bytes, end: int) -> None:
         raise tarfile.ReadError(f"more follows after the end of the archive at byte {end}")
 
 
-def _add_note(error: Exception, note: str) -> None:
-    if sys.version_info >= (3, 11):
-        error.add_note(note)
-    else:
-        first, *rest = error.args or ("",)
-        error.args = (f"{first}\n{note}", *rest) if isinstance(first, str) else (*error.args, note)
+def _refuse_policy(on_corrupt: str) -> None:
+    if on_corrupt == "substitute":
+        raise ValueError(
+            "on_corrupt='substitute' is not possible for shards: how many samples a bad shard "
+            "holds is not known, so nothing of the same length can take their place. Use "
+            "on_corrupt='restore'."
+        )
+    if on_corrupt not in ("raise", "restore"):
+        raise ValueError(f"on_corrupt is 'raise' or 'restore', not {on_corrupt!r}")
 
 
 def _selected(manifest: Manifest, patterns: Sequence[str]) -> NDArray[np.int64]:
