@@ -56,6 +56,7 @@ __all__ = [
     "read_chunks",
     "read_file",
     "read_files",
+    "read_whole",
     "usable_cpus",
     "usable_descriptors",
 ]
@@ -291,7 +292,6 @@ def read_files(
     algorithm: Algorithm = Algorithm.MD5,
     *,
     cold: bool = False,
-    hashed: Iterable[bool] = repeat(True),
 ) -> list[tuple[bytes, Observation]]:
     """Read whole files once each, and hash those very buffers side by side.
 
@@ -303,8 +303,6 @@ def read_files(
         The content hash.
     cold
         Drop the files' cached pages first.
-    hashed
-        Whether the bytes of each path are to be hashed.
 
     Returns
     -------
@@ -312,21 +310,17 @@ def read_files(
         For each path its bytes (empty if ``error`` is set) and what was seen. The digest is of
         the bytes that are returned: nothing is read twice.
     """
-    return add_digests([_read_whole(path, cold) for path in paths], algorithm, hashed)
+    return add_digests([read_whole(path, cold) for path in paths], algorithm)
 
 
 def add_digests(
-    read: Sequence[tuple[bytes, Observation]],
-    algorithm: Algorithm,
-    hashed: Iterable[bool] = repeat(True),
+    read: Sequence[tuple[bytes, Observation]], algorithm: Algorithm
 ) -> list[tuple[bytes, Observation]]:
     """Hash bytes that were read, side by side, and put the digests into what was seen."""
-    wanted = [want and not seen.error for (_, seen), want in zip(read, hashed, strict=False)]
-    buffers = [data for (data, _), want in zip(read, wanted, strict=True) if want]
+    buffers = [data for data, seen in read if not seen.error]
     digests = iter(_digests_of(buffers, algorithm))
     return [
-        (data, Observation(next(digests), *seen[1:]) if want else seen)
-        for (data, seen), want in zip(read, wanted, strict=True)
+        (data, seen if seen.error else Observation(next(digests), *seen[1:])) for data, seen in read
     ]
 
 
@@ -338,8 +332,8 @@ def read_file(
     return read
 
 
-def _read_whole(path: str | bytes, cold: bool) -> tuple[bytes, Observation]:
-    """Read a file; the observation has no digest yet."""
+def read_whole(path: str | bytes, cold: bool = False) -> tuple[bytes, Observation]:
+    """Read a whole file, and hash nothing: the observation has no digest."""
     before: FileState | None = None
     data = b""
     try:

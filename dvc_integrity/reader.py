@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any, BinaryIO, Literal
@@ -18,12 +18,12 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 
 from dvc_integrity.blocks import BlockDiffers, Blocks, BlockUse, ProvenFile
-from dvc_integrity.digest import Algorithm
+from dvc_integrity.digest import DIGEST_BYTES, Algorithm
 from dvc_integrity.errors import ManifestError, RestoreError, printable
 from dvc_integrity.hashing import LARGE_BYTES
 from dvc_integrity.incidents import Incidents, TooManyIncidents
 from dvc_integrity.judgement import is_expected, judge
-from dvc_integrity.manifest import Entry, Manifest
+from dvc_integrity.manifest import UNKNOWN_SIZE, Entry, Manifest
 from dvc_integrity.observation import FileState, Observation
 from dvc_integrity.report import CorruptDataError, Finding, Hint, Status
 from dvc_integrity.restore import Restorer
@@ -139,12 +139,18 @@ class Reader:
         CorruptDataError
             As ``read``.
         """
+        return list(self.stream_rows(rows, epoch=epoch))
+
+    def stream_rows(self, rows: Sequence[int], *, epoch: int | None = None) -> Iterator[bytes]:
+        """Yield what ``read_rows`` returns.
+
+        What is hashed is read at once and hashed together. A file that the schedule leaves out is
+        read when it is asked for, so that it can be used while it is in the processor's cache.
+        """
         for row in rows:
             self._refuse_unverifiable(row)
-        return [
-            self._judged(row, data, seen) if check or seen.error else data
-            for row, check, data, seen in self._taken(rows, epoch)
-        ]
+        for row, settled, data, seen in self._taken(rows, epoch):
+            yield data if settled else self._judged(row, data, seen)
 
     def read_each(
         self, rows: Sequence[int], *, epoch: int | None = None
@@ -157,10 +163,10 @@ class Reader:
             If there are more incidents than the error budget permits.
         """
         found: list[bytes | CorruptDataError] = []
-        for row, check, data, seen in self._taken(rows, epoch):
+        for row, settled, data, seen in self._taken(rows, epoch):
             try:
                 self._refuse_unverifiable(row)
-                found.append(self._judged(row, data, seen) if check or seen.error else data)
+                found.append(data if settled else self._judged(row, data, seen))
             except TooManyIncidents:
                 raise
             except CorruptDataError as error:
@@ -251,16 +257,31 @@ class Reader:
 
     def _taken(
         self, rows: Sequence[int], epoch: int | None
-    ) -> Iterable[tuple[int, bool, bytes, Observation]]:
-        """Read entries; return each with whether it is to be judged, and what was seen."""
+    ) -> Iterator[tuple[int, bool, bytes, Observation]]:
+        """Read entries; yield each with whether that settles it, and what was seen.
+
+        Nearly every file is good, so whole columns are compared; the judgement decides on the rest.
+        """
         if self.incidents is not None:
             self.incidents.add_reads(len(rows))
         due = self._due(rows, self.epoch if epoch is None else epoch)
-        read = self._store.read(self.manifest, rows, hashed=due)
-        return (
-            (row, check, data, seen)
-            for row, check, (data, seen) in zip(rows, due, read, strict=True)
-        )
+        hashed = [row for row, check in zip(rows, due, strict=True) if check]
+        read = iter(self._store.read(self.manifest, hashed))
+        digests = self.manifest.digests[hashed].tobytes()
+        sizes = self.manifest.sizes[hashed].tolist()
+        at = 0
+        for row, check in zip(rows, due, strict=True):
+            if not check:
+                data, seen = self._store.read_unhashed(self.manifest, row)
+                yield row, seen.error is None, data, seen
+                continue
+            data, seen = next(read)
+            expected = digests[at * DIGEST_BYTES : (at + 1) * DIGEST_BYTES]
+            settled = seen.digest == expected and sizes[at] in (UNKNOWN_SIZE, seen.size)
+            if settled and self.schedule.once:
+                self._checked[row] = 1
+            yield row, settled, data, seen
+            at += 1
 
     def _due(self, rows: Sequence[int], epoch: int | None) -> list[bool]:
         if self.schedule.once:

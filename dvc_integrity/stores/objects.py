@@ -23,13 +23,14 @@ from dvc_integrity.hashing import (
     hash_chunks,
     hash_files,
     read_files,
+    read_whole,
 )
 from dvc_integrity.manifest import Manifest, Out
 from dvc_integrity.observation import Observation, Observations
 from dvc_integrity.report import Hint
 from dvc_integrity.stores.connection import Connection
 from dvc_integrity.stores.protocol import Presence
-from dvc_integrity.stores.reading import blockwise, by_algorithm, chosen, stat_file
+from dvc_integrity.stores.reading import blockwise, by_algorithm, stat_file
 
 __all__ = ["ObjectStore", "StoredObject"]
 
@@ -165,22 +166,26 @@ class ObjectStore:
         rows: Sequence[int],
         *,
         cold: bool = False,
-        hashed: Sequence[bool] | None = None,
     ) -> list[tuple[bytes, Observation]]:
         """Return the bytes of the objects of the entries at ``rows``."""
 
         def read(some: Sequence[int], algorithm: Algorithm) -> list[tuple[bytes, Observation]]:
             digests = [Digest(algorithm, manifest.digests[rows[at]].tobytes()) for at in some]
-            connection, wanted = self._connected(), chosen(hashed, some)
+            connection = self._connected()
             if connection.local:
-                paths = map(connection.locate, digests)
-                return read_files(paths, algorithm, cold=cold, hashed=wanted)
+                return read_files(map(connection.locate, digests), algorithm, cold=cold)
             with ThreadPoolExecutor(REMOTE_STREAMS, "dvc-integrity-read") as executor:
-                return add_digests(
-                    list(executor.map(self._read_remote, digests)), algorithm, wanted
-                )
+                return add_digests(list(executor.map(self._read_remote, digests)), algorithm)
 
         return by_algorithm(manifest, rows, read)
+
+    def read_unhashed(self, manifest: Manifest, row: int) -> tuple[bytes, Observation]:
+        """Return the bytes of the object of an entry, whatever they are."""
+        place = self.place(manifest, row)
+        if place is not None:
+            return read_whole(place)
+        (algorithm,) = manifest.algorithms([row])
+        return self._read_remote(Digest(algorithm, manifest.digests[row].tobytes()))
 
     def place(self, manifest: Manifest, row: int) -> bytes | None:
         """Return the path of an entry's object, where the store is local."""

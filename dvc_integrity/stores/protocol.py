@@ -90,13 +90,14 @@ class Store(Protocol):
         rows: Sequence[int],
         *,
         cold: bool = False,
-        hashed: Sequence[bool] | None = None,
     ) -> list[tuple[bytes, Observation]]:
         """Return the bytes of the entries at ``rows``, and what was seen of them.
 
-        The digest is of the very bytes that are returned, which are empty after an error; there
-        is none where ``hashed`` is false.
+        The digest is of the very bytes that are returned, which are empty after an error.
         """
+
+    def read_unhashed(self, manifest: Manifest, row: int) -> tuple[bytes, Observation]:
+        """Return the bytes of an entry as they are, and what was seen, without a digest."""
 
     def place(self, manifest: Manifest, row: int) -> bytes | None:
         """Return the path of an entry's file, if it is a plain path of this machine."""

@@ -16,7 +16,7 @@ from dvc_integrity.manifest import Manifest
 from dvc_integrity.observation import Observation, SpecialFileError
 from dvc_integrity.stores.protocol import Presence
 
-__all__ = ["blockwise", "by_algorithm", "chosen", "stat_file"]
+__all__ = ["blockwise", "by_algorithm", "stat_file"]
 
 
 def stat_file(path: str | bytes) -> Presence:
@@ -30,11 +30,6 @@ def stat_file(path: str | bytes) -> Presence:
     if stat.S_ISDIR(found.st_mode):
         return Presence(None, IsADirectoryError(errno.EISDIR, "is a folder, not a file", path))
     return Presence(None, SpecialFileError(errno.EINVAL, "is a special file", path))
-
-
-def chosen(hashed: Sequence[bool] | None, some: Sequence[int]) -> list[bool]:
-    """Return which of some entries are to be hashed."""
-    return [True] * len(some) if hashed is None else [hashed[at] for at in some]
 
 
 def by_algorithm(

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from dvc_integrity.blocks import BlockRecords, BlockUse
 from dvc_integrity.digest import Algorithm, Digest
 from dvc_integrity.errors import printable
-from dvc_integrity.hashing import Meter, Paths, hash_files, read_chunks, read_files
+from dvc_integrity.hashing import Meter, Paths, hash_files, read_chunks, read_files, read_whole
 from dvc_integrity.manifest import Manifest, Out
 from dvc_integrity.observation import Observation, Observations
 from dvc_integrity.report import Hint
 from dvc_integrity.stores.protocol import Hints, Presence
-from dvc_integrity.stores.reading import blockwise, by_algorithm, chosen, stat_file
+from dvc_integrity.stores.reading import blockwise, by_algorithm, stat_file
 
 __all__ = ["Workspace"]
 
@@ -96,15 +96,17 @@ class Workspace:
         rows: Sequence[int],
         *,
         cold: bool = False,
-        hashed: Sequence[bool] | None = None,
     ) -> list[tuple[bytes, Observation]]:
         """Return the bytes of files of the work tree; links are followed."""
 
         def read(some: Sequence[int], algorithm: Algorithm) -> list[tuple[bytes, Observation]]:
-            paths = [self.place(manifest, rows[at]) for at in some]
-            return read_files(paths, algorithm, cold=cold, hashed=chosen(hashed, some))
+            return read_files([self.place(manifest, rows[at]) for at in some], algorithm, cold=cold)
 
         return by_algorithm(manifest, rows, read)
+
+    def read_unhashed(self, manifest: Manifest, row: int) -> tuple[bytes, Observation]:
+        """Return the bytes of a file of the work tree, whatever they are."""
+        return read_whole(self.place(manifest, row))
 
     def place(self, manifest: Manifest, row: int) -> bytes:
         """Return the path of an entry's file."""

@@ -129,7 +129,7 @@ class VerifiedFiles(VerifiedSamples[Sample], Generic[Sample]):
         rows = [self._row(index) for index in indices]
         if self._substitutes:
             return self._intact_or_other(indices, rows)
-        contents = self.reader.read_rows(rows, epoch=self._due_epoch())
+        contents = self.reader.stream_rows(rows, epoch=self._due_epoch())
         return [self._decoded(row, data) for row, data in zip(rows, contents, strict=True)]
 
     def _intact_or_other(self, indices: Sequence[int], rows: Sequence[int]) -> list[Any]:
