@@ -45,7 +45,7 @@ WHOLE_SHARE = 0.9
 DENSE_SHARE = 0.5
 """Where this share of the bytes of a stretch differs, the stretch as a whole does."""
 
-STRAY_SHARE = 0.01
+STRAY_SHARE = 0.1
 """Fewer bytes than this share that differ leave a content its length apart the same."""
 
 FEWEST_FLIPS = 3
@@ -55,6 +55,8 @@ NAMED = 3
 """Pages or paths that a text names at most."""
 
 WORD_BYTES = 8
+
+_ZEROS = bytes(BLOCK_BYTES)
 
 
 def find_matches(bad: Content, good: Content, damage: Damage, known: Known) -> tuple[Match, ...]:
@@ -70,11 +72,16 @@ def find_matches(bad: Content, good: Content, damage: Damage, known: Known) -> t
     matches = [*_known(known, bad.size), *_transformed(bad, good, damage)]
     ends = [*_ends(damage, bad)]
     matches += [*_by_counts(damage, good), *_repeated(bad, good, damage)]
-    if not _explain(damage, matches, ends):
+    if not _explain(damage, matches, ends) and not (ends and _is_aligned_at_end(damage)):
         matches += _shifted(bad, good, damage)
     if not _explain(damage, matches, ends):
         matches.append(_fallback(bad, good, damage, ends))
     return _in_order([*ends, *matches])
+
+
+def _is_aligned_at_end(damage: Damage) -> bool:
+    """Return whether the last page that both have is the same in both: nothing moved."""
+    return damage.last is None or damage.common - damage.last > PAGE_BYTES
 
 
 def _explain(damage: Damage, matches: Sequence[Match], ends: Sequence[Match]) -> bool:
@@ -112,6 +119,7 @@ def guess(bad: Content, expected: Digest, size: int | None, known: Known) -> tup
         if hashes_to(expected, read()):
             proof = f"{detail}; the committed digest proves it"
             matches.append(match(Pattern(name), 1, proof))
+            break
     pages, tail = _zero_pages(bad)
     if pages and not any(each.share == 1 for each in matches):
         end = f", the last {tail:,} of them at the end" if tail else ""
@@ -217,7 +225,7 @@ def _past_end(bad: Content, end: int) -> str:
     """Say what the bytes past the end are like."""
     added = bad.size - end
     detail = f"{added:,} bytes follow the end at {end:,}"
-    if all(not any(chunk) for chunk in bad.chunks(end)):
+    if all(map(_ZEROS.startswith, bad.chunks(end))):
         whole = "; the size is then whole pages" if bad.size % PAGE_BYTES == 0 else ""
         return f"{detail}, all zero: padding{whole}"
     if bad.read_at(end, len(b"\r\n") + 1) in {b"\n", b"\r\n"}:
@@ -368,7 +376,7 @@ def _zero_pages(content: Content) -> tuple[int, int]:
     for chunk in content.chunks():
         for at in range(0, len(chunk), PAGE_BYTES):
             page = chunk[at : at + PAGE_BYTES]
-            if page.count(0) < len(page):
+            if not _ZEROS.startswith(page):
                 tail = 0
             elif len(page) == PAGE_BYTES:
                 count, tail = count + 1, tail + 1
