@@ -158,7 +158,7 @@ _EXCHANGED = {
 
 def _transformed(bad: Content, good: Content, damage: Damage) -> Iterator[Match]:
     if damage.bits == 1:
-        return  # no tool does that
+        return  # no tool does that, so nothing need be read again
     for name, detail in transformations(bad, good, damage.first):
         yield match(Pattern(name), 1, detail)
 

@@ -195,6 +195,15 @@ def test_the_map_covers_exactly_what_differs(pair: tuple[bytes, bytes], cells: i
             assert cell.start >= len(good)
 
 
+@pytest.mark.parametrize("start", [100, 2 * PAGE - 1, 2 * PAGE - 9])
+@pytest.mark.parametrize(("gap", "count"), [(15, 1), (16, 2)])
+def test_sixteen_equal_bytes_part_two_ranges(start: int, gap: int, count: int) -> None:
+    """Fewer do not; and it is the same where a border of two pieces lies between."""
+    bad = flip(flip(DATA, start), start + 1 + gap)
+    with patch.multiple(measuring, **SMALL):
+        assert count == measure(bad, DATA).range_count
+
+
 def test_a_level_is_zero_only_where_nothing_differs() -> None:
     """One byte of a cell of many still shows, and only a full cell is full."""
     levels = {
@@ -1209,6 +1218,9 @@ def test_history_that_is_odd_takes_nothing_from_the_rest(project: Project) -> No
     project.commit("broken")
     metadata.write_bytes(kept)
     project.commit("mended")
+    project.add("ab :c.txt", {"ab :c.txt": b"3", "aXb :(c).txt": b"4"})
+    project.add("aXb :(c).txt", {})
+    project.commit("a name that the magic would cover")
     assert [("mended", md5(b"1")), ("good", md5(b"1"))] == versions(project, name)
     project.write_outs("chosen.dvc", {"path": "far.txt", "md5": md5(b"2"), "hash": "md5"})
     project.commit("chosen")
