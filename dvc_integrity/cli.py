@@ -24,9 +24,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dvc_integrity.errors import IntegrityError, RepositoryError, StoreError, printable
+from dvc_integrity.errors import (
+    IntegrityError,
+    ManifestError,
+    NothingToVerify,
+    RepositoryError,
+    StoreError,
+    printable,
+)
 
 if TYPE_CHECKING:
+    from dvc_integrity.diagnose import Diagnosis
     from dvc_integrity.manifest import Manifest
     from dvc_integrity.report import Report
     from dvc_integrity.repository import Repository
@@ -215,31 +223,51 @@ def _importing() -> Iterator[None]:
 def _refuse_receipt(repository: Repository, manifest: Manifest, receipt: str) -> None:
     """Refuse to write over data that DVC tracks, or over any file that is no receipt."""
     from dvc_integrity.receipt import is_replaceable  # noqa: PLC0415
-    from dvc_integrity.repository import WORKSPACE  # noqa: PLC0415
 
-    place = os.path.realpath(receipt)
-    for rev in (manifest.rev, WORKSPACE):
-        out = repository.out_at(place, rev)
-        if out is None or not (out.directory or out.source):
-            continue
-        raise RepositoryError(
-            f"The receipt '{printable(receipt)}' would lie in '{printable(out.path)}', which DVC "
-            f"tracks. Name a file elsewhere, for example 'receipts/data.json'."
-        )
+    _refuse_tracked(repository, manifest, receipt, "receipt", "receipts/data.json")
     if not receipt or not is_replaceable(receipt):
         raise RepositoryError(
             f"'{printable(receipt)}' is no receipt and will not be overwritten. Name another file."
         )
 
 
+def _refuse_tracked(
+    repository: Repository, manifest: Manifest, file: str, what: str, example: str
+) -> None:
+    """Refuse a place for a file of ours that lies in data that DVC tracks."""
+    from dvc_integrity.repository import WORKSPACE  # noqa: PLC0415
+
+    place = os.path.realpath(file)
+    for rev in (manifest.rev, WORKSPACE):
+        out = repository.out_at(place, rev)
+        if out is None or not (out.directory or out.source):
+            continue
+        raise RepositoryError(
+            f"The {what} '{printable(file)}' would lie in '{printable(out.path)}', which DVC "
+            f"tracks. Name a file elsewhere, for example '{example}'."
+        )
+
+
 def _show(report: Report, *, as_json: bool, verbose: bool, quiet: bool) -> None:
     from dvc_integrity.console import print_report  # noqa: PLC0415
 
+    if as_json:
+        _print_document(report.to_json())
+        return
+    with _output():
+        print_report(report, verbose=verbose, quiet=quiet)
+
+
+def _print_document(document: dict[str, Any]) -> None:
+    with _output():
+        print(json.dumps(document, indent=2))  # noqa: T201 (click would end the process)
+
+
+@contextlib.contextmanager
+def _output() -> Iterator[None]:
+    """Let the block write to stdout; say what became of it if that fails."""
     try:
-        if as_json:
-            print(json.dumps(report.to_json(), indent=2))  # noqa: T201 (click would end the process)
-        else:
-            print_report(report, verbose=verbose, quiet=quiet)
+        yield
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader went away, as 'head' does. The verdict stands; what is left goes nowhere.
@@ -258,6 +286,126 @@ def _write(repository: Repository, report: Report, receipt: str) -> None:
     name = f"{stem}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:12]}.json"
     write_report(report, os.path.join(repository.scratch, "reports", name))
     write_receipt(report, receipt)  # last: it says clean, and nothing after it may fail
+
+
+# diagnose ------------------------------------------------------------------------------------
+
+
+@commands.command()
+@click.argument("path", metavar="PATH")
+@click.option(
+    "--rev",
+    metavar="REV",
+    help="Commit to hold the file to; default HEAD, or the baseline of the running DVC "
+    "experiment. 'workspace': the metadata in the work tree.",
+)
+@click.option(
+    "--store",
+    "store_name",
+    default="workspace",
+    show_default=True,
+    metavar="workspace|cache|remote|remote:NAME",
+    help="Where the bad bytes lie.",
+)
+@click.option("--svg", type=click.Path(), metavar="FILE", help="Draw the damage map to FILE.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def diagnose(path: str, rev: str | None, store_name: str, svg: str | None, as_json: bool) -> int:
+    """Say what kind of damage a file has.
+
+    Its bytes are compared with a proven good copy from the cache, a remote or the workspace:
+    how much differs, where, which pattern that fits, what usually causes it, and what to check
+    next. PATH is one tracked file, or one in a tracked folder.
+    """
+    try:
+        diagnosis = _diagnosed(path, rev, store_name, svg)
+    except IntegrityError as error:
+        return _fail(error, as_json=as_json)
+    status = _diagnosed_status(diagnosis)
+    try:
+        _show_diagnosis(diagnosis, as_json=as_json)
+        if svg is not None:
+            _draw(diagnosis, svg)
+    except IntegrityError as error:
+        failure = _fail(error, as_json=False)
+        return DAMAGED if status == DAMAGED else failure
+    return status
+
+
+def _diagnosed(path: str, rev: str | None, store_name: str, svg: str | None) -> Diagnosis:
+    from dvc_integrity.diagnose import examine  # noqa: PLC0415
+    from dvc_integrity.repository import Repository  # noqa: PLC0415
+
+    repository = Repository()
+    store = repository.store(store_name)
+    manifest = repository.manifest(path, rev=rev)
+    if svg is not None:
+        _refuse_picture(repository, manifest, svg)
+    _refuse_others(manifest, path)
+    if not all(map(store.holds, manifest.outs)):
+        raise NothingToVerify(
+            f"The {store.name} is not to hold '{printable(path)}'. Choose another store."
+        )
+    return examine(
+        manifest,
+        0,
+        store,
+        sources=(repository.cache, repository.workspace, *repository.remotes),
+        scratch=repository.scratch,
+        everything=lambda: repository.manifest(rev=manifest.rev, all_outs=True),
+        versions=repository.versions,
+    )
+
+
+def _refuse_others(manifest: Manifest, path: str) -> None:
+    """Refuse what is not one file with a content hash."""
+    if len(manifest) != 1:
+        raise RepositoryError(
+            f"'{printable(path)}' stands for {len(manifest):,} files, and one is diagnosed at a "
+            f"time. 'dvc-integrity verify {printable(path)}' names those that are damaged."
+        )
+    if not manifest.has_digest(0):
+        why = manifest.outs[0].unverifiable or "no content hash is committed for it"
+        raise ManifestError(f"'{printable(path)}' cannot be diagnosed: {why}.")
+
+
+def _refuse_picture(repository: Repository, manifest: Manifest, svg: str) -> None:
+    """Refuse to write over data that DVC tracks, or over any file that is no such picture."""
+    from dvc_integrity.picture import is_replaceable  # noqa: PLC0415
+
+    _refuse_tracked(repository, manifest, svg, "picture", "damage.svg")
+    if not svg or not is_replaceable(svg):
+        raise RepositoryError(
+            f"'{printable(svg)}' is no picture of a diagnosis and will not be overwritten. Name "
+            f"another file."
+        )
+
+
+def _diagnosed_status(diagnosis: Diagnosis) -> int:
+    if diagnosis.finding.status.is_damage:
+        return DAMAGED
+    return CLEAN if diagnosis.finding.status.value == "ok" else UNKNOWN
+
+
+def _show_diagnosis(diagnosis: Diagnosis, *, as_json: bool) -> None:
+    from dvc_integrity.console import print_diagnosis  # noqa: PLC0415
+
+    if as_json:
+        _print_document(diagnosis.to_json())
+        return
+    with _output():
+        print_diagnosis(diagnosis)
+
+
+def _draw(diagnosis: Diagnosis, svg: str) -> None:
+    from dvc_integrity.picture import write_picture  # noqa: PLC0415
+
+    if diagnosis.damage is None:
+        click.echo("dvc-integrity: no picture was drawn: nothing was compared.", err=True)
+    else:
+        write_picture(diagnosis, diagnosis.damage, svg)
+
+
+# failures ------------------------------------------------------------------------------------
 
 
 def _unforeseen(error: Exception) -> IntegrityError:

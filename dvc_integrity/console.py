@@ -7,6 +7,7 @@ never taken for markup.
 from __future__ import annotations
 
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,11 +25,13 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from dvc_integrity.damage import BLOCK_BYTES, PAGE_BYTES, Cell, CellKind, Damage
+from dvc_integrity.diagnose import Diagnosis
 from dvc_integrity.errors import printable
 from dvc_integrity.hashing import Meter
 from dvc_integrity.report import BLOCKS, Evidence, Finding, Report, Status, Verdict
 
-__all__ = ["print_report", "show_progress"]
+__all__ = ["print_diagnosis", "print_report", "show_progress"]
 
 ROWS_SHOWN = 20
 """Findings in the table, unless all are asked for."""
@@ -41,6 +44,15 @@ SECONDS_BETWEEN_LINES = 10.0
 
 REFRESHES_PER_SECOND = 8
 """How often the bar is drawn."""
+
+CELLS_IN_A_LINE = 64
+"""Cells of a damage map in one line of a terminal."""
+
+MOST_SHARE = 0.99
+"""A larger share than this, short of all, is told in words."""
+
+WIDEST_TEXT = 100
+"""Characters in a line of running text at most."""
 
 _STYLES = {
     Status.CORRUPT: "bold red",
@@ -203,14 +215,20 @@ def _why(finding: Finding) -> str:
     if finding.expected and finding.found and finding.expected != finding.found:
         parts.append(f"expected {finding.expected.hex[:8]}…, found {finding.found.hex[:8]}…")
     if finding.ranges:
-        shown = [f"{start:,}-{end - 1:,}" for start, end in finding.ranges[:RANGES_SHOWN]]
-        hidden = len(finding.ranges) - len(shown)
-        parts.append(
-            f"bytes {' and '.join(shown)}{f' and {hidden:,} ranges more' if hidden else ''}"
-        )
+        parts.append(f"bytes {_shown(finding.ranges, len(finding.ranges))}")
     if finding.detail:
         parts.append(printable(finding.detail))
     return "; ".join(parts)
+
+
+def _shown(ranges: tuple[tuple[int, int], ...], count: int) -> str:
+    """Return the first of ``count`` ranges, and how many more there are."""
+    shown = [
+        f"{start:,}-{end - 1:,}" if end - start > 1 else f"{start:,}"
+        for start, end in ranges[:RANGES_SHOWN]
+    ]
+    hidden = count - len(shown)
+    return f"{' and '.join(shown)}{f' and {hidden:,} ranges more' if hidden else ''}"
 
 
 def _summary(report: Report) -> Text:
@@ -230,9 +248,7 @@ def _summary(report: Report) -> Text:
         f"{judged} ({size}{how}) in {report.seconds:.1f} s",
         *(f"{count:,} {status.value}" for status, count in counts.items() if count),
     ]
-    committed = report.rev != "workspace"
-    at = f"at {report.rev[:12]}" if committed else "by the metadata in the work tree"
-    rest = f": {report.store} {at}, {', '.join(parts)}"
+    rest = f": {report.store} {_at(report.rev)}, {', '.join(parts)}"
     return Text.assemble((report.verdict.value, _VERDICT_STYLES[report.verdict]), rest)
 
 
@@ -288,3 +304,136 @@ def _bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def print_diagnosis(diagnosis: Diagnosis) -> None:
+    """Print what kind of damage a file has: how much, where, which patterns, and what helps."""
+    console = _Console(highlight=False, soft_wrap=True)
+    finding = diagnosis.finding
+    status, path, _ = _row(finding)
+    console.print(Text.assemble(status, f"  {path}"))
+    _print_paragraph(console, f"{diagnosis.store} {_at(diagnosis.rev)}", _why(finding))
+    if diagnosis.damage is not None:
+        console.print()
+        _print_damage(console, diagnosis.damage, diagnosis.good_copy or "")
+    for number, match in enumerate(diagnosis.matches, 1):
+        console.print()
+        share = f" ({_percent(match.share)} of it)" if match.share and match.share < 1 else ""
+        name = match.pattern.value.replace("-", " ")
+        _print_paragraph(console, f"{number}. {name}{share}: {printable(match.detail)}", indent="")
+        _print_paragraph(console, f"cause: {match.cause}")
+        _print_paragraph(console, f"next:  {match.next}")
+    if finding.status is Status.OK:
+        _print_paragraph(console, "Its bytes are the committed ones.", indent="")
+    if finding.status.is_damage and not diagnosis.matches and diagnosis.damage is None:
+        console.print()
+        for line in _advice_on_one(diagnosis.store, finding):
+            _print_paragraph(console, line, indent="")
+    for note in diagnosis.notes:
+        console.print()
+        _print_paragraph(console, note, indent="")
+
+
+def _advice_on_one(store: str, finding: Finding) -> Iterator[str]:
+    if store == "workspace":
+        yield from _advice_on_files((finding,), {finding.status})
+    else:
+        yield from _advice_on_objects(store, {finding.status})
+
+
+def _at(rev: str) -> str:
+    return f"at {rev[:12]}" if rev != "workspace" else "by the metadata in the work tree"
+
+
+def _print_paragraph(console: Console, *lines: str, indent: str = "  ") -> None:
+    """Print lines of running text; what they go on with is indented by two more."""
+    for line in filter(None, lines):
+        wrapped = textwrap.wrap(
+            line,
+            min(console.width, WIDEST_TEXT),
+            initial_indent=indent,
+            subsequent_indent=f"{indent}   ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for each in wrapped:
+            console.print(each, markup=False)
+
+
+def _print_damage(console: Console, damage: Damage, good_copy: str) -> None:
+    pages, blocks = (-(-damage.common // unit) for unit in (PAGE_BYTES, BLOCK_BYTES))
+    counted = []
+    if damage.bytes:
+        counted.append(
+            f"{_count(damage.bits, 'bit')} in {_count(damage.bytes, 'byte')} of "
+            f"{damage.common:,} differ, in {damage.pages:,} of {_count(pages, 'page')} of 4 KiB "
+            f"and {damage.blocks:,} of {_count(blocks, 'block')} of 1 MiB"
+        )
+    if damage.lacking:
+        counted.append(f"{_count(damage.lacking, 'byte')} of {damage.good_bytes:,} lack")
+    if damage.surplus:
+        counted.append(f"{_count(damage.surplus, 'byte')} too many after {damage.good_bytes:,}")
+    compared = f"Compared with the good copy in the {good_copy}"
+    _print_paragraph(console, f"{compared}: {'; '.join(counted) or 'no byte differs'}.", indent="")
+    if damage.ranges:
+        _print_paragraph(
+            console, f"At bytes {_shown(damage.ranges, damage.range_count)}.", indent=""
+        )
+    console.print()
+    _print_map(console, damage)
+
+
+def _print_map(console: Console, damage: Damage) -> None:
+    """Print the cells of the damage map, some in a line, with the offset of the first."""
+    glyphs = _GLYPHS if "utf" in console.encoding.lower() else _ASCII_GLYPHS
+    cells = list(damage.cells())
+    width = len(f"{cells[-1].start:,}")
+    for start in range(0, len(cells), CELLS_IN_A_LINE):
+        line = Text(f"{cells[start].start:>{width},} ")
+        for cell in cells[start : start + CELLS_IN_A_LINE]:
+            line.append(_glyph(cell, glyphs), "" if cell.kind is CellKind.GOOD else "red")
+        console.print(line)
+    kinds = {cell.kind for cell in cells}
+    told = [f"{glyphs[kind]} {meaning}" for kind, meaning in _MEANINGS.items() if kind in kinds]
+    legend = f"one cell is {_binary(damage.map.cell_bytes)}: {', '.join(told)}"
+    console.print(f"{'':>{width}} {legend}", markup=False)
+
+
+def _glyph(cell: Cell, glyphs: dict[CellKind, str]) -> str:
+    shades = glyphs[cell.kind]
+    return shades[cell.level(len(shades)) - 1] if len(shades) > 1 else shades
+
+
+_GLYPHS = {
+    CellKind.GOOD: "·",
+    CellKind.DIFFERS: "░▒▓█",
+    CellKind.LACKS: "-",
+    CellKind.SURPLUS: "+",
+}
+_ASCII_GLYPHS = {**_GLYPHS, CellKind.GOOD: ".", CellKind.DIFFERS: "1234"}
+_MEANINGS = {
+    CellKind.GOOD: "good",
+    CellKind.DIFFERS: "differs (few to all bytes)",
+    CellKind.LACKS: "lacks",
+    CellKind.SURPLUS: "too many",
+}
+
+
+def _percent(share: float) -> str:
+    """Return a share in words that never round to nothing or to everything."""
+    if share > MOST_SHARE:
+        return "nearly all"
+    return f"{share:.0%}" if share > 1 - MOST_SHARE else "little"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _binary(count: int) -> str:
+    """Return a power of two of bytes in binary units."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:  # noqa: PLR2004 (binary units)
+            return f"{count:,} {unit}"
+        count //= 1024
+    return f"{count:,} TiB"

@@ -10,9 +10,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from dvc_integrity.durable import exclusive, quarantine, replacement
 from dvc_integrity.errors import RestoreError, StoreError, printable
@@ -20,9 +20,12 @@ from dvc_integrity.hashing import drop_cached_pages, hash_buffers
 from dvc_integrity.judgement import is_expected
 from dvc_integrity.manifest import Entry, Manifest
 from dvc_integrity.observation import Observation
-from dvc_integrity.stores import ObjectStore, Workspace
+from dvc_integrity.stores import ObjectStore, Store, Workspace
 
-__all__ = ["Restorer"]
+__all__ = ["Restorer", "find_good"]
+
+Copy = TypeVar("Copy")
+Source = TypeVar("Source", bound=Store)
 
 NEW_FILE_MODE = 0o644
 
@@ -87,21 +90,8 @@ class Restorer:
 
     def _find(self, manifest: Manifest, row: int) -> tuple[bytes, str]:
         """Return the bytes of the first store whose copy is good."""
-        entry = manifest[row]
-        tried = []
-        for source in self.sources:
-            try:
-                ((data, seen),) = source.read(manifest, [row])
-            except StoreError as error:
-                tried.append(f"{source.name}: {error}")
-                continue
-            if is_expected(entry, seen):
-                return data, source.name
-            tried.append(f"{source.name}: {_why_not(seen)}")
-        places = "; ".join(tried) or "no cache and no remote was given"
-        raise RestoreError(
-            f"'{printable(entry.path)}' has no good copy anywhere ({places}). Bring one back "
-            f"from a machine that has it ('dvc push' there), or from a backup."
+        return find_good(
+            manifest, row, self.sources, lambda source: source.read(manifest, [row])[0]
         )
 
     def _replace(self, entry: Entry, data: bytes, seen: Observation) -> None:
@@ -119,6 +109,48 @@ class Restorer:
                     "size": seen.size,
                 }
                 quarantine(place, os.path.join(self.scratch, "quarantine"), note)
+
+
+def find_good(
+    manifest: Manifest,
+    row: int,
+    sources: Iterable[Source],
+    read: Callable[[Source], tuple[Copy, Observation]],
+) -> tuple[Copy, str]:
+    """Return the first good copy of a file among some stores, and the store's name.
+
+    Parameters
+    ----------
+    manifest
+        What the file must be.
+    row
+        Which of its entries.
+    sources
+        Where good copies may lie, the cheapest first.
+    read
+        Reads the copy of one store, in any form, and says what was seen of it.
+
+    Raises
+    ------
+    RestoreError
+        If no store holds a good copy; the message tells what was tried.
+    """
+    entry = manifest[row]
+    tried = []
+    for source in sources:
+        try:
+            copy, seen = read(source)
+        except StoreError as error:
+            tried.append(f"{source.name}: {error}")
+            continue
+        if is_expected(entry, seen):
+            return copy, source.name
+        tried.append(f"{source.name}: {_why_not(seen)}")
+    places = "; ".join(tried) or "no cache and no remote was given"
+    raise RestoreError(
+        f"'{printable(entry.path)}' has no good copy anywhere ({places}). Bring one back "
+        f"from a machine that has it ('dvc push' there), or from a backup."
+    )
 
 
 def _prove(file: BinaryIO, entry: Entry) -> None:

@@ -38,7 +38,7 @@ def test_the_package_imports_nothing_heavy() -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     """``--help`` and ``--version`` answer without DVC, PyTorch or NumPy."""
-    for arguments in (["--help"], ["--version"], ["verify", "--help"], []):
+    for arguments in (["--help"], ["--version"], ["verify", "--help"], ["diagnose", "--help"], []):
         program = (
             "import contextlib, sys\n"
             f"sys.argv = ['dvc-integrity', *{arguments!r}]\n"

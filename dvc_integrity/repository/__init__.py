@@ -14,7 +14,7 @@ import logging
 import os
 import weakref
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -38,8 +38,10 @@ from dvc_integrity.errors import (
 )
 from dvc_integrity.incidents import Incidents
 from dvc_integrity.manifest import Manifest, ManifestBuilder, Out
+from dvc_integrity.patterns import Version
 from dvc_integrity.reader import OnCorrupt, Reader
 from dvc_integrity.repository.causes import Causes
+from dvc_integrity.repository.history import History
 from dvc_integrity.repository.tracked import Tracked, read_tracked
 from dvc_integrity.repository.views import ROOT, WORKSPACE, Commit, ViewedRepo, WorkTree
 from dvc_integrity.restore import Restorer
@@ -357,6 +359,36 @@ class Repository:
         inside = _inside(os.path.normpath(os.path.join(self._base, path)), self.root)
         return next((out for out in self.outs(rev) if inside and _covers(out.path, inside)), None)
 
+    def versions(self, path: str) -> Iterator[Version]:
+        """Yield what a path was to be at other commits of any branch, the newest first.
+
+        Each comes when it is asked for. Of at most 1,000 commits that touch what defines the
+        path; a file in a tracked folder is looked up in the folder's listing, where the cache still
+        has that. A commit whose metadata cannot be read is passed over.
+
+        Parameters
+        ----------
+        path
+            Relative to the DVC root.
+
+        Raises
+        ------
+        RepositoryError
+            If Git's history cannot be read.
+        """
+        if isinstance(self._scm, NoSCM):
+            return
+        inside = os.path.relpath(self.root, os.path.realpath(self._scm.root_dir))
+        defined_in = [
+            each.out.defined_in
+            for tracked in self._tracked_at.values()
+            for each in tracked
+            if _covers(each.out.path, path)
+        ]
+        listing = partial(self._prove_listing, places=[self.cache])
+        history = History(self._scm, inside, self._repo_at, listing)
+        yield from history.versions(path, defined_in)
+
     def _tracked(self, rev: str) -> tuple[Tracked, ...]:
         """Return every output in the metadata at a revision; a commit's are kept."""
         if rev not in self._tracked_at:
@@ -415,11 +447,16 @@ class Repository:
             builder.add_out(out)
             builder.add_listing(listing, digest.algorithm, only=only)
 
-    def _prove_listing(self, out: Out, digest: Digest) -> deque[bytes] | str:
-        """Return the listing of a folder, hashed and found good; else why there is none."""
+    def _prove_listing(
+        self, out: Out, digest: Digest, places: Sequence[ObjectStore] | None = None
+    ) -> deque[bytes] | str:
+        """Return the listing of a folder, hashed and found good; else why there is none.
+
+        It is looked for in ``places``, by default the cache and the output's remote.
+        """
         tried = []
         try:
-            places = self._listing_places(out)
+            places = self._listing_places(out) if places is None else places
         except RepositoryError as error:
             places = [self.cache]
             tried.append(f"not to be had from its remote ({error})")

@@ -16,7 +16,7 @@ from dvc_integrity.digest import Algorithm, Digest
 from dvc_integrity.errors import ManifestError, printable
 from dvc_integrity.manifest import Out
 
-__all__ = ["Tracked", "read_tracked"]
+__all__ = ["Tracked", "read_file", "read_tracked"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,6 +98,21 @@ def read_tracked(repo: Repo) -> tuple[Tracked, ...]:
     with _without_plugins():
         outs = [Tracked.read(out, repo.root_dir) for out in repo.index.outs]
     return tuple(sorted(outs, key=lambda each: each.out.path))
+
+
+def read_file(repo: Repo, path: str) -> tuple[Tracked, ...]:
+    """Return the outputs that one ``.dvc`` file or ``dvc.yaml`` of a view defines.
+
+    Raises
+    ------
+    ManifestError
+        If a hash in the metadata is none.
+    Exception
+        Whatever DVC and its parsers raise on metadata that is broken.
+    """
+    with _without_plugins():
+        stages = repo.stage.load_file(path)
+        return tuple(Tracked.read(out, repo.root_dir) for stage in stages for out in stage.outs)
 
 
 class _Unreachable(FileSystem):  # type: ignore[misc]  # DVC's types are not followed
