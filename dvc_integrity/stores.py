@@ -35,7 +35,7 @@ from dvc_integrity.manifest import Manifest, Out
 from dvc_integrity.observation import Observation, Observations
 from dvc_integrity.report import Hint
 
-__all__ = ["Connection", "ObjectStore", "Store", "Workspace"]
+__all__ = ["DEFAULT_LINKS", "Connection", "ObjectStore", "Store", "Workspace"]
 
 ROWS_AT_A_TIME = 1 << 14
 """Entries whose paths are made at a time: bounds memory."""
@@ -45,6 +45,10 @@ CHUNK_BYTES = 1 << 20
 
 REMOTE_STREAMS = 8
 """Objects read from a remote at a time, where nothing else is asked for."""
+
+
+DEFAULT_LINKS = ("reflink", "copy")
+"""How DVC makes files from objects where ``cache.type`` is not set."""
 
 
 class Hints(Protocol):
@@ -132,6 +136,8 @@ class Workspace:
         left behind when the store is pickled.
     blocks
         What is known of the blocks of large files.
+    links
+        How files are made from objects of the cache, in order of preference (``cache.type``).
     """
 
     name = "workspace"
@@ -144,14 +150,16 @@ class Workspace:
         hints: Hints | None = None,
         ignored: Callable[[str, str], bool] | None = None,
         blocks: BlockRecords | None = None,
+        links: tuple[str, ...] = DEFAULT_LINKS,
     ) -> None:
         self.root = os.path.abspath(root)
         self.blocks = blocks
+        self.links = links
         self._hints = hints
         self._ignored = ignored
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"root": self.root, "blocks": self.blocks, "_hints": None, "_ignored": None}
+        return {**self.__dict__, "_hints": None, "_ignored": None}
 
     def holds(self, out: Out) -> bool:  # noqa: ARG002 (every output has its files here)
         """Return True: every output has its files in the workspace."""
@@ -199,7 +207,7 @@ class Workspace:
 
     def detached(self) -> Workspace:
         """Return the same without what explains differences: that knows DVC."""
-        return Workspace(self.root, blocks=self.blocks)
+        return Workspace(self.root, blocks=self.blocks, links=self.links)
 
     def listings(self, manifest: Manifest) -> Iterator[tuple[Out, Callable[..., Observation]]]:  # noqa: ARG002 (the protocol)
         """Yield nothing: a listing is an object of the cache, not a file of the work tree."""
@@ -465,6 +473,17 @@ class ObjectStore:
             return None
         (algorithm,) = manifest.algorithms([row])
         return os.fsencode(connection.locate(Digest(algorithm, manifest.digests[row].tobytes())))
+
+    def locate(self, digest: Digest, *, listing: bool = False) -> str | None:
+        """Return the path of an object, where the store is local; it need not exist.
+
+        Raises
+        ------
+        StoreError
+            If the store cannot be opened.
+        """
+        connection = self._connected()
+        return connection.locate(digest, listing) if connection.local else None
 
     def detached(self) -> ObjectStore:
         """Return the same without what knows the project; it is opened for that.

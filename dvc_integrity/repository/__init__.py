@@ -39,7 +39,7 @@ from dvc_integrity.manifest import Manifest, ManifestBuilder, Out
 from dvc_integrity.repository.causes import Causes
 from dvc_integrity.repository.tracked import Tracked, read_tracked
 from dvc_integrity.repository.views import ROOT, WORKSPACE, Commit, ViewedRepo, WorkTree
-from dvc_integrity.stores import Connection, ObjectStore, Workspace
+from dvc_integrity.stores import DEFAULT_LINKS, Connection, ObjectStore, Workspace
 
 __all__ = ["WORKSPACE", "Repository", "default_rev"]
 
@@ -126,7 +126,13 @@ class Repository:
         """
         self._viewed.pop(WORKSPACE, None)
         causes = Causes(self.root, self._config, _Recorded(self), self._cache_path)
-        return Workspace(self.root, hints=causes, ignored=self._is_ignored, blocks=self._blocks)
+        return Workspace(
+            self.root,
+            hints=causes,
+            ignored=self._is_ignored,
+            blocks=self._blocks,
+            links=tuple(self._config["cache"].get("type") or DEFAULT_LINKS),
+        )
 
     @cached_property
     def cache(self) -> ObjectStore:
