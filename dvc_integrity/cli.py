@@ -64,7 +64,9 @@ def main() -> None:
             error.show()
             status = error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("Interrupted; nothing was changed.", err=True)
+        restoring = sys.argv[1:2] == ["restore"]
+        what = "what was restored by now is proven" if restoring else "nothing was changed"
+        click.echo(f"Interrupted; {what}.", err=True)
         status = INTERRUPTED
     except Exception as error:  # noqa: BLE001 (a defect of ours must not look like damaged data)
         status = _fail(_unforeseen(error), as_json="--json" in sys.argv)
@@ -310,14 +312,16 @@ def _quarantine(purging: bool, older_than: str | None, yes: bool, *, as_json: bo
 
     scratch = Repository().scratch
     folder = os.path.join(scratch, "quarantine")
-    kept = quarantined(folder)
+    try:
+        kept = quarantined(folder)
+    except OSError as error:
+        raise StoreError(f"The quarantine cannot be read: {error}.") from error
     if purging:
         limit = datetime.now(timezone.utc) - _age(older_than)
         kept = [each for each in kept if each.time < limit]
-    if as_json:
-        if purging and not yes:
-            raise RepositoryError("With '--json' nobody can be asked: say '--yes'.")
-    else:
+    if purging and not yes and (as_json or sys.stdin is None or not sys.stdin.isatty()):
+        raise RepositoryError("Nobody can be asked here: say '--yes' to delete these for good.")
+    if not as_json:
         _printed(lambda: print_quarantine(kept))
     if purging and kept and (yes or click.confirm("Delete these for good?", err=True)):
         try:

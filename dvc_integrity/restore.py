@@ -596,7 +596,11 @@ class _Batch:
         for work in works:  # what the work tree is made from comes first
             if WORKSPACE in work.left and CACHE not in work.left and self._through_cache(work):
                 work.left.insert(0, CACHE)
+        linked = [work for work in works if CACHE in work.left and self._shares_object(work)]
         self._heal([work for work in works if CACHE in work.left], CACHE)
+        for work in linked:  # a hard link still holds the bad bytes
+            if work.outcomes[-1].ok and not self._shares_object(work):
+                work.left = list(dict.fromkeys([WORKSPACE, *work.left]))
         self._link([work for work in works if WORKSPACE in work.left])
         self._heal([work for work in works if WORKSPACE in work.left], WORKSPACE)
         for name in {name for work in works for name in work.left}:
@@ -604,6 +608,16 @@ class _Batch:
 
     def _through_cache(self, work: _Work) -> bool:
         return work.out.cached and CACHE in self._stores
+
+    def _shares_object(self, work: _Work) -> bool:
+        """Return whether the file of the work tree is the object in the cache itself."""
+        if work.row is None:
+            return False
+        try:
+            file, place = (self._place(work, name).full for name in (WORKSPACE, CACHE))
+            return os.path.samefile(file, place)
+        except (OSError, StoreError):
+            return False
 
     def _look(self, works: list[_Work]) -> None:
         """See what lies in the work tree now: somebody may have mended it."""
@@ -620,7 +634,7 @@ class _Batch:
     def _make_executable(self, work: _Work) -> None:
         """Set a lost bit on a file of its own; a link is replaced by a copy later."""
         place = self._place(work, WORKSPACE)
-        with contextlib.suppress(InTheWayError), _inside(place, None) as (folder, name):
+        with contextlib.suppress(OSError), _inside(place, None) as (folder, name):
             found = os.stat(name, dir_fd=folder, follow_symlinks=False)
             if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
                 return
@@ -726,7 +740,7 @@ class _Batch:
                 return None
             else:
                 return _Staged(work, name, path)
-        work.end(target, Result.HOPELESS, detail="; ".join(work.tried))
+        work.end(target, Result.HOPELESS, detail="; ".join(dict.fromkeys(work.tried)))
         return None
 
     def _copy(self, work: _Work, store: Workspace | ObjectStore, path: str, target: str) -> None:
@@ -906,7 +920,9 @@ class _Batch:
         try:
             if placed[0][0].store != WORKSPACE:
                 os.makedirs(placed[0][0].root, exist_ok=True)
-            with _inside(placed[0][0], NEW_FOLDER_MODE) as (folder, _):
+            store = self._stores[placed[0][0].store]
+            mode = store.folder_mode if isinstance(store, ObjectStore) else NEW_FOLDER_MODE
+            with _inside(placed[0][0], mode) as (folder, _):
                 for place, each in placed:
                     try:
                         kept = self._set_aside(folder, place, each.work)

@@ -359,6 +359,8 @@ class ObjectStore:
         Tells whether the store is to have the files of an output.
     blocks
         What is known of the blocks of large files; looked at where the store is local.
+    folder_mode
+        Of folders that are made in it; a set-group-ID bit is set in spite of the umask.
     """
 
     immutable = True
@@ -370,9 +372,11 @@ class ObjectStore:
         has: Callable[[Out], bool],
         *,
         blocks: BlockRecords | None = None,
+        folder_mode: int = 0o777,
     ) -> None:
         self.name = name
         self.blocks = blocks
+        self.folder_mode = folder_mode
         self._connect = connect
         self._has = has
         self._connection: Connection | None = None
@@ -386,6 +390,7 @@ class ObjectStore:
         return {
             "name": self.name,
             "blocks": self.blocks,
+            "folder_mode": self.folder_mode,
             "_connect": None,
             "_has": _has_everything,
             "_connection": connection,

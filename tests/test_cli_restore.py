@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,51 @@ def test_damage_in_the_cache_is_healed(tracked: Project, run: Any, damage: str) 
     DAMAGES[damage](cached(tracked))
     assert 0 == run("restore", "--store", "cache", "-q")[0]
     assert 0o444 == cached(tracked).stat().st_mode & 0o777
+    assert_all_is_well(tracked)
+
+
+@pytest.mark.parametrize("link", ["hardlink", "symlink"])
+def test_files_that_share_a_bad_object_are_linked_again(
+    tracked: Project, run: Any, link: str
+) -> None:
+    """Healing the cache leaves no hard link to the bad bytes in the work tree."""
+    link_as(tracked, link)
+    faults.flip_bit(cached(tracked))
+    assert 0 == run("restore", "--store", "cache", "-q")[0]
+    assert (tracked.root / PATH).samefile(cached(tracked))
+    assert_all_is_well(tracked)
+
+
+def test_folders_of_a_shared_cache_are_the_groups(tracked: Project, run: Any) -> None:
+    """``cache.shared = group`` gives folders that are made the mode that DVC gives them."""
+    tracked.dvc("config", "cache.shared", "group")
+    cached(tracked).unlink()
+    cached(tracked).parent.rmdir()
+    assert 0 == run("restore", "--store", "cache", "-q")[0]
+    assert 0o2775 == cached(tracked).parent.stat().st_mode & 0o7777
+
+
+def test_a_cache_that_takes_nothing_does_not_stop_the_work_tree(tracked: Project, run: Any) -> None:
+    """Where the cache cannot be healed, the file gets a proven copy of its own all the same."""
+    digest = md5(FILES[PATH])
+    (tracked.root / PATH).unlink()
+    cached(tracked).unlink()
+    cached(tracked).parent.rmdir()
+    cached(tracked).parent.write_bytes(b"in the way of the folder")
+    status, out = run("restore", "--json")
+    results = {each["place"]: each["result"] for each in json.loads(out)["outcomes"]}
+    assert (1, {"cache": "failed", "workspace": "restored"}) == (status, results)
+    assert digest == md5((tracked.root / PATH).read_bytes())
+
+
+def test_two_restores_at_once_restore_once(tracked: Project) -> None:
+    """The second waits for the first, then finds all good; both succeed, one thing is kept."""
+    (tracked.root / PATH).unlink()
+    (tracked.root / PATH).write_bytes(b"an edit")
+    command = [sys.executable, "-m", "dvc_integrity", "restore", "--modified", "-q"]
+    both = [subprocess.Popen(command, cwd=tracked.root) for _ in range(2)]
+    assert [0, 0] == [each.wait(timeout=60) for each in both]
+    assert 1 == len(list((tracked.root / ".dvc/tmp/integrity/quarantine").iterdir()))
     assert_all_is_well(tracked)
 
 

@@ -51,6 +51,9 @@ SUGGESTIONS = 3
 COMPARED_PATHS = 5000
 """Paths that an unknown one is compared with at most: bounds the time."""
 
+NEW_FOLDER_MODE, SHARED_FOLDER_MODE = 0o777, 0o2775
+"""Of folders in the cache; the second with ``cache.shared`` (``LocalHashFileDB._dir_mode``)."""
+
 BASELINE_VARIABLE = "DVC_EXP_BASELINE_REV"
 """Set by DVC inside an experiment: the commit that the experiment started from."""
 
@@ -138,7 +141,8 @@ class Repository:
     def cache(self) -> ObjectStore:
         """The cache that the project is configured to use."""
         connect = partial(self._connect, "cache", {"url": self._cache_folder})
-        return ObjectStore("cache", connect, _is_in_cache, blocks=self._blocks)
+        mode = SHARED_FOLDER_MODE if self._config["cache"].get("shared") else NEW_FOLDER_MODE
+        return ObjectStore("cache", connect, _is_in_cache, blocks=self._blocks, folder_mode=mode)
 
     @cached_property
     def remotes(self) -> tuple[ObjectStore, ...]:
