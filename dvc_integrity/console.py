@@ -383,18 +383,18 @@ def _advice_on_files(findings: tuple[Finding, ...], kinds: set[Status]) -> Itera
 
 
 def _advice_on_objects(store: str, kinds: set[Status]) -> Iterator[str]:
-    if not kinds & {Status.CORRUPT, Status.MISSING}:
-        return
-    if store == "cache":
+    fill = "dvc fetch" if store == "cache" else "dvc push"
+    heal = "--store cache" if store == "cache" else "--all-places --push"
+    if Status.CORRUPT in kinds:
         yield (
-            "DVC will neither notice nor replace a bad object. 'dvc-integrity restore --store "
-            "cache' heals it from the remotes or the work tree, and keeps what was there."
+            f"Corrupt objects in the {store}: DVC will neither notice nor replace them. "
+            f"'dvc-integrity status --all-places' shows who holds a good copy, 'dvc-integrity "
+            f"restore {heal}' puts it there and keeps the bad one."
         )
-    else:
+    elif Status.MISSING in kinds:
         yield (
-            f"DVC will neither notice nor replace a bad object in the {store}. 'dvc-integrity "
-            f"status --all-places' shows who holds a good copy; on a local remote 'dvc-integrity "
-            f"restore --all-places --push' heals it, and 'dvc push' brings missing ones there."
+            f"'{fill}' brings missing objects to the {store}, where another place has them; "
+            f"'dvc-integrity restore {heal}' proves them on the way."
         )
 
 

@@ -23,7 +23,7 @@ pytest.importorskip("dvc_integrity._lanes", reason="the benchmarks measure the n
 COLUMNS = ["work", "peer", "ours", "ratio median", "spread", "goal", "met?"]
 
 GOALS = [">= 7x", "<= 0.2 s", "<= 0.5 s", "<= 5 s", "<= 150 MB", ">= 3.5x", ">= 8x", ">= 1.2x",
-         "<= 300 MB", ">= 3x", "<= 300 MB", "<= 300 MB"]  # fmt: skip
+         "<= 300 MB", ">= 3x", "<= 300 MB", "<= 300 MB", ">= 1.5x"]  # fmt: skip
 """What is to be reached, in the order of the rows."""
 
 FAILING_MD5SUM = "#!/bin/sh\necho broken >&2\nexit 3\n"
