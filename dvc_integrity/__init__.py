@@ -33,7 +33,10 @@ if TYPE_CHECKING:
     from dvc_integrity.report import Status as Status
     from dvc_integrity.report import Verdict as Verdict
     from dvc_integrity.repository import Repository as Repository
+    from dvc_integrity.restore import Plan as Plan
+    from dvc_integrity.restore import Restoration as Restoration
     from dvc_integrity.restore import Restorer as Restorer
+    from dvc_integrity.restore import restore as restore
     from dvc_integrity.schedule import Schedule as Schedule
     from dvc_integrity.stores import Workspace as Workspace
     from dvc_integrity.verify import verify as verify
@@ -52,17 +55,20 @@ _HOME = {
     "ManifestError": "errors",
     "NothingToVerify": "errors",
     "Out": "manifest",
+    "Plan": "restore",
     "Reader": "reader",
     "Report": "report",
     "Repository": "repository",
     "RepositoryError": "errors",
     "RestoreError": "errors",
+    "Restoration": "restore",
     "Restorer": "restore",
     "Schedule": "schedule",
     "Status": "report",
     "StoreError": "errors",
     "Verdict": "report",
     "Workspace": "stores",
+    "restore": "restore",
     "verify": "verify",
 }
 

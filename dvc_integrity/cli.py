@@ -34,14 +34,22 @@ from dvc_integrity.errors import (
 )
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     from dvc_integrity.diagnose import Diagnosis
     from dvc_integrity.manifest import Manifest
     from dvc_integrity.report import Report
     from dvc_integrity.repository import Repository
+    from dvc_integrity.restore import Plan, Restoration
+    from dvc_integrity.stores import ObjectStore
+    from dvc_integrity.survey import Item
 
 __all__ = ["main"]
 
 CLEAN, DAMAGED, USAGE, UNKNOWN, INTERRUPTED = 0, 1, 2, 3, 130
+
+UNREACHABLE = 3
+"""Dearer than any place that can be opened."""
 
 MOST_JOBS = 256
 """More threads than that help no disk and no remote."""
@@ -71,8 +79,10 @@ def main() -> None:
             error.show()
             status = error.exit_code
     except (KeyboardInterrupt, click.Abort):
+        restoring = sys.argv[1:2] == ["restore"]
+        what = "what was restored by now is proven" if restoring else "nothing was changed"
         with contextlib.suppress(OSError):  # nobody listens; the exit status still tells
-            click.echo("Interrupted; nothing was changed.", err=True)
+            click.echo(f"Interrupted; {what}.", err=True)
         status = INTERRUPTED
     except Exception as error:  # noqa: BLE001 (a defect of ours must not look like damaged data)
         status = _fail(_unforeseen(error), as_json="--json" in sys.argv)
@@ -176,6 +186,225 @@ def verify(
         failure = _fail(error, as_json=False)
         return DAMAGED if status == DAMAGED else failure
     return status
+
+
+@commands.command()
+@click.argument("targets", nargs=-1, metavar="[TARGET]...")
+@click.option("--rev", metavar="REV", help="Commit to hold data to; as for verify.")
+@click.option("--all", "all_outs", is_flag=True, help="Every output, those of stages too.")
+@click.option("--all-places", is_flag=True, help="Every file in workspace, cache and remotes.")
+@click.option(
+    "--jobs", type=click.IntRange(1, MOST_JOBS), metavar="N", help="Reading threads, at most 256."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress, and silence if all is clean.")
+def status(
+    targets: tuple[str, ...],
+    rev: str | None,
+    all_outs: bool,
+    all_places: bool,
+    jobs: int | None,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Show for each damaged or missing file which places hold a good copy."""
+    with _importing():
+        from dvc_integrity.console import print_status  # noqa: PLC0415
+        from dvc_integrity.survey import damaged_rows, judged, survey  # noqa: PLC0415
+
+    try:
+        report, repository = _verified(targets, rev, all_outs, "workspace", jobs, None, False, True,
+                                       False, quiet=quiet or as_json)  # fmt: skip
+        manifest = _expected(report)
+        rows = range(len(manifest)) if all_places else damaged_rows(report, manifest)
+        stores = _sources(repository)
+        seen = survey(manifest, rows, stores, prove=True, listings=all_places, jobs=jobs)
+        items = [item for item in judged(seen, report, manifest) if not item.good]
+        about = {item.entry.path for item in items}
+        rest = [each for each in report.findings if each.path not in about and not each.transient]
+        if as_json:
+            _print_document({
+                "schema": "dvc-integrity/status/1",
+                "verdict": report.verdict.value,
+                "rev": report.rev,
+                "targets": list(report.targets),
+                "items": [item.to_json() for item in items],
+                "others": [each.to_json() for each in rest],
+            })  # fmt: skip
+        else:
+            with _output():
+                print_status(items, rest, quiet=quiet)
+    except IntegrityError as error:
+        return _fail(error, as_json=as_json)
+    return _status_of(report, items)
+
+
+def _status_of(report: Report, items: list[Item]) -> int:
+    from dvc_integrity.survey import State  # noqa: PLC0415
+
+    states = {copy.state for item in items for copy in item.copies}
+    verdict = _STATUS[report.verdict.value]
+    if verdict == DAMAGED or states & {State.BAD, State.ABSENT}:
+        return DAMAGED
+    return UNKNOWN if State.UNREADABLE in states else verdict
+
+
+@commands.command()
+@click.argument("targets", nargs=-1, metavar="[TARGET]...")
+@click.option("--rev", metavar="REV", help="Commit to hold data to; as for verify.")
+@click.option("--all", "all_outs", is_flag=True, help="Every output, those of stages too.")
+@click.option(
+    "--store",
+    "store_name",
+    type=click.Choice(["workspace", "cache"]),
+    default="workspace",
+    show_default=True,
+    help="What is to be good.",
+)
+@click.option("--from", "sources", multiple=True, metavar="STORE", help="Take copies only there.")
+@click.option("--modified", is_flag=True, help="Also what was written since it was committed.")
+@click.option("--push", is_flag=True, help="Also bad or absent objects of the remotes.")
+@click.option("--all-places", is_flag=True, help="Every file in workspace, cache and remotes.")
+@click.option("--dry-run", is_flag=True, help="Show the plan; change nothing.")
+@click.option("--list-quarantine", is_flag=True, help="Show what was set aside, and end.")
+@click.option("--purge-quarantine", is_flag=True, help="Delete what was set aside, and end.")
+@click.option("--older-than", metavar="AGE", help="For --purge-quarantine: 30d, 12h.")
+@click.option("--yes", is_flag=True, help="For --purge-quarantine: do not ask.")
+@click.option(
+    "--jobs", type=click.IntRange(1, MOST_JOBS), metavar="N", help="Reading threads, at most 256."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress, and silence if all is good.")
+@click.option("-v", "--verbose", is_flag=True, help="Show every file.")
+def restore(
+    targets: tuple[str, ...],
+    rev: str | None,
+    all_outs: bool,
+    store_name: str,
+    sources: tuple[str, ...],
+    modified: bool,
+    push: bool,
+    all_places: bool,
+    dry_run: bool,
+    list_quarantine: bool,
+    purge_quarantine: bool,
+    older_than: str | None,
+    yes: bool,
+    jobs: int | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> int:
+    """Bring proven copies back, and keep what lay there in a quarantine.
+
+    Missing and corrupt files are restored from the cache or a remote, and the cache is healed on
+    the way; what somebody wrote since only with --modified.
+    """
+    with _importing():
+        from dvc_integrity.console import print_plan, print_restoration  # noqa: PLC0415
+        from dvc_integrity.restore import restore as planned  # noqa: PLC0415
+        from dvc_integrity.stores import ObjectStore  # noqa: PLC0415
+
+    try:
+        if list_quarantine or purge_quarantine:
+            return _quarantine(purge_quarantine, older_than, yes, as_json=as_json)
+        report, repository = _verified(targets, rev, all_outs, store_name, jobs, None, False, True,
+                                       False, quiet=quiet or as_json)  # fmt: skip
+        stores = [repository.store(name) for name in sources] or _sources(repository)
+        plan = planned(
+            report,
+            repository.workspace,
+            [store for store in stores if isinstance(store, ObjectStore)],
+            modified=modified,
+            push=[store.name for store in repository.remotes] if push else (),
+            everywhere=all_places,
+            prove=dry_run,
+            scratch=repository.scratch,
+            jobs=jobs,
+        )
+        if dry_run:
+            document: Plan | Restoration = plan
+        else:
+            document = done = plan.apply(jobs=jobs)
+        if as_json:
+            _print_document(document.to_json())
+        elif dry_run:
+            with _output():
+                print_plan(plan)
+        else:
+            with _output():
+                print_restoration(done, verbose=verbose, quiet=quiet)
+    except IntegrityError as error:
+        return _fail(error, as_json=as_json)
+    if dry_run:
+        return DAMAGED if plan.steps or plan.hopeless else _STATUS[report.verdict.value]
+    return DAMAGED if done.damaged else UNKNOWN if done.unknown else CLEAN
+
+
+def _quarantine(purging: bool, older_than: str | None, yes: bool, *, as_json: bool) -> int:
+    """List what was set aside, or delete what is older than an age."""
+    from datetime import datetime, timezone  # noqa: PLC0415
+
+    from dvc_integrity.console import print_quarantine  # noqa: PLC0415
+    from dvc_integrity.durable import exclusive, purge, quarantined  # noqa: PLC0415
+    from dvc_integrity.repository import Repository  # noqa: PLC0415
+
+    scratch = Repository().scratch
+    folder = os.path.join(scratch, "quarantine")
+    try:
+        kept = quarantined(folder)
+    except OSError as error:
+        raise StoreError(f"The quarantine cannot be read: {error}.") from error
+    if purging:
+        limit = datetime.now(timezone.utc) - _age(older_than)
+        kept = [each for each in kept if each.time < limit]
+    if purging and not yes and (as_json or sys.stdin is None or not sys.stdin.isatty()):
+        raise RepositoryError("Nobody can be asked here: say '--yes' to delete these for good.")
+    if not as_json:
+        with _output():
+            print_quarantine(kept)
+    if purging and kept and (yes or click.confirm("Delete these for good?", err=True)):
+        try:
+            with exclusive(os.path.join(scratch, "restore.lock")):
+                for each in kept:
+                    purge(each)
+        except OSError as error:
+            raise StoreError(f"The quarantine cannot be purged: {error}.") from error
+    if as_json:
+        entries = [each.to_json() for each in kept]
+        _print_document({"schema": "dvc-integrity/quarantine/1", "folder": folder,
+                     "purged": purging, "entries": entries})  # fmt: skip
+    return CLEAN
+
+
+def _age(text: str | None) -> timedelta:
+    from datetime import timedelta  # noqa: PLC0415
+
+    units = {"d": "days", "h": "hours"}
+    if not text or text[-1] not in units or not text[:-1].isdecimal():
+        raise RepositoryError("'--purge-quarantine' needs '--older-than AGE', such as 30d or 12h.")
+    try:
+        return timedelta(**{units[text[-1]]: int(text[:-1])})
+    except OverflowError as error:
+        raise RepositoryError(f"'{text}' is longer than there is time.") from error
+
+
+def _sources(repository: Repository) -> list[ObjectStore]:
+    """Return the places that good copies may lie in, the cheapest first."""
+    return sorted([repository.cache, *repository.remotes], key=_cost)
+
+
+def _cost(store: ObjectStore) -> int:
+    try:
+        return store.cost
+    except StoreError:
+        return UNREACHABLE  # what is asked of it tells why
+
+
+def _expected(report: Report) -> Manifest:
+    if report.expected is None:
+        raise IntegrityError("the report carries no manifest")
+    return report.expected
 
 
 def _verified(

@@ -10,7 +10,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -27,11 +27,22 @@ from rich.text import Text
 
 from dvc_integrity.damage import BLOCK_BYTES, PAGE_BYTES, Cell, CellKind, Damage
 from dvc_integrity.diagnose import Diagnosis
+from dvc_integrity.durable import Quarantined
 from dvc_integrity.errors import printable
 from dvc_integrity.hashing import Meter
 from dvc_integrity.report import BLOCKS, Evidence, Finding, Report, Status, Verdict
+from dvc_integrity.restore import Plan, Restoration, Result
+from dvc_integrity.survey import Item, State
 
-__all__ = ["print_diagnosis", "print_report", "show_progress"]
+__all__ = [
+    "print_diagnosis",
+    "print_plan",
+    "print_quarantine",
+    "print_report",
+    "print_restoration",
+    "print_status",
+    "show_progress",
+]
 
 ROWS_SHOWN = 20
 """Findings in the table, unless all are asked for."""
@@ -109,6 +120,113 @@ def print_report(report: Report, *, verbose: bool, quiet: bool) -> None:
         console.print(f"manifest {report.manifest.digest}", markup=False)
     for line in _advice(report):
         console.print(line, markup=False)
+
+
+def print_status(items: Sequence[Item], untouched: Sequence[Finding], *, quiet: bool) -> None:
+    """Print a row for each file that is not good everywhere, a column for each place."""
+    console = _Console(highlight=False, soft_wrap=True)
+    places = list(dict.fromkeys(copy.store for item in items for copy in item.copies))
+    table = Table(box=None, pad_edge=False, show_edge=False)
+    for name in ("path", *places, "best source"):
+        table.add_column(printable(name), overflow="fold")
+    for item in items:
+        states = {copy.store: copy.state for copy in item.copies}
+        best = next((name for name, state in states.items() if state is State.GOOD), "none")
+        path = f"{printable(item.entry.path)}{' (listing)' if item.listing else ''}"
+        cells = [_state(states.get(name)) for name in places]
+        table.add_row(Text(path), *cells, Text(printable(best)))
+    if items:
+        console.print(table)
+    for finding in untouched:
+        console.print(
+            f"{finding.status.value:<12} {printable(finding.path)}  {printable(finding.detail)}",
+            markup=False,
+        )
+    if not items and not untouched:
+        if not quiet:
+            console.print("clean: nothing is damaged or missing")
+        return
+    if items:
+        console.print(_what_restores(items), markup=False)
+
+
+def _state(state: State | None) -> Text:
+    style = {State.GOOD: "green", State.BAD: "bold red", State.ABSENT: "red"}
+    return Text(state.value if state else "", style=style.get(state, "") if state else "")
+
+
+def _what_restores(items: Sequence[Item]) -> str:
+    edited = any(item.finding and item.finding.status is Status.MODIFIED for item in items)
+    more = (
+        " What was written since it was committed ('modified') stays as it is; '--modified' "
+        "restores that too."
+        if edited
+        else ""
+    )
+    return f"'dvc-integrity restore' brings good copies back ('--dry-run' shows how).{more}"
+
+
+def print_plan(plan: Plan) -> None:
+    """Print what a restore would do."""
+    console = _Console(highlight=False, soft_wrap=True)
+    for step in plan.steps:
+        targets, sources = (printable(", ".join(each)) for each in (step.targets, step.sources))
+        path = f"{printable(step.item.entry.path)}{' (listing)' if step.item.listing else ''}"
+        console.print(f"restore      {path}  in {targets}, from {sources}", markup=False)
+    for item in plan.hopeless:
+        console.print(f"no copy      {printable(item.entry.path)}", markup=False)
+    _print_untouched(console, plan.untouched)
+    console.print(
+        f"{len(plan.steps):,} to restore, {len(plan.hopeless):,} without a good copy, "
+        f"{len(plan.untouched):,} left alone; nothing was changed"
+    )
+
+
+def print_restoration(done: Restoration, *, verbose: bool, quiet: bool) -> None:
+    """Print what a restore did; what it could not do comes in any case."""
+    console = _Console(highlight=False, soft_wrap=True)
+    for each in done.outcomes:
+        if each.ok and not verbose:
+            continue
+        source = f"  from {each.source}" if each.source else ""
+        detail = f"  {each.detail}" if each.detail else ""
+        text = f"{each.result.value:<12} {each.path}  in {each.place}{source}{detail}"
+        console.print(printable(text), markup=False)
+    for item in done.hopeless:
+        why = ", ".join(f"{copy.store} {copy.state.value}" for copy in item.copies)
+        text = f"hopeless     {item.entry.path}  no good copy: {why}"
+        console.print(printable(text), markup=False)
+    _print_untouched(console, done.untouched)
+    restored = sum(each.result is Result.RESTORED for each in done.outcomes)
+    if quiet and done.ok:
+        return
+    failed = sum(not each.ok for each in done.outcomes) + len(done.hopeless)
+    console.print(
+        f"{restored:,} restored and read back, {failed:,} not, {len(done.untouched):,} left alone"
+    )
+    if any(each.quarantine for each in done.outcomes):
+        console.print("What lay there is kept: 'dvc-integrity restore --list-quarantine' shows it.")
+    if done.hopeless or any(each.result is Result.HOPELESS for each in done.outcomes):
+        console.print(
+            "Bring what has no good copy back from a machine that has it ('dvc push' there), or "
+            "from a backup; what DVC does not cache is in Git ('git checkout')."
+        )
+
+
+def _print_untouched(console: Console, untouched: Sequence[tuple[Finding, str]]) -> None:
+    for finding, reason in untouched:
+        text = f"left alone   {finding.path}  {finding.status.value}: {reason}"
+        console.print(printable(text), markup=False)
+
+
+def print_quarantine(kept: Sequence[Quarantined]) -> None:
+    """Print what is in the quarantine, the oldest first."""
+    console = _Console(highlight=False, soft_wrap=True)
+    for each in kept:
+        path = printable(str(each.note.get("path", "(no note: a kill came before it)")))
+        text = f"{each.time:%Y-%m-%d %H:%M:%S}  {_bytes(each.size):>9}  {path}  {each.place}"
+        console.print(printable(text), markup=False)
+    console.print(f"{len(kept):,} in quarantine, {_bytes(sum(each.size for each in kept))}")
 
 
 class _Console(Console):
@@ -279,23 +397,26 @@ def _advice_on_files(findings: tuple[Finding, ...], kinds: set[Status]) -> Itera
         )
     if Status.CORRUPT in kinds:
         yield (
-            "Corrupt: nothing wrote these files, yet their bytes differ. DVC will not notice. Move "
-            "the bad file aside (keep it: it shows what went wrong), run 'dvc checkout' or 'dvc "
-            "pull' for a good copy, and verify again. If it is named again, the cache is damaged "
-            "too: 'dvc-integrity verify --store cache' names the object; move that aside as well "
-            "and 'dvc pull'. Then look at the disk and the memory."
+            "Corrupt: nothing wrote these files, yet their bytes differ. DVC will not notice. "
+            "'dvc-integrity status' shows who holds a good copy, 'dvc-integrity restore' brings it "
+            "back and keeps the bad one. Then look at the disk and the memory."
         )
 
 
 def _advice_on_objects(store: str, kinds: set[Status]) -> Iterator[str]:
     fill = "dvc fetch" if store == "cache" else "dvc push"
+    heal = "--store cache" if store == "cache" else "--all-places --push"
     if Status.CORRUPT in kinds:
         yield (
-            f"Corrupt objects in the {store}: DVC will neither notice nor replace them. Move them "
-            f"aside (keep them: they show what went wrong), then run '{fill}' and verify again."
+            f"Corrupt objects in the {store}: DVC will neither notice nor replace them. "
+            f"'dvc-integrity status --all-places' shows who holds a good copy, 'dvc-integrity "
+            f"restore {heal}' puts it there and keeps the bad one."
         )
     elif Status.MISSING in kinds:
-        yield f"'{fill}' brings missing objects to the {store}, where another place has them."
+        yield (
+            f"'{fill}' brings missing objects to the {store}, where another place has them; "
+            f"'dvc-integrity restore {heal}' proves them on the way."
+        )
 
 
 def _bytes(count: float) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 from dvc_integrity.digest import Digest
 from dvc_integrity.errors import IntegrityError, printable
+from dvc_integrity.manifest import Manifest
 
 __all__ = [
     "BLOCKS",
@@ -297,6 +298,8 @@ class Report:
     left_out
         Outputs that were asked for and that the store is not to have; ``manifest`` is without
         them.
+    expected
+        The manifest itself; not in the JSON document.
     """
 
     rev: str
@@ -309,6 +312,7 @@ class Report:
     seconds: float
     versions: Mapping[str, str]
     left_out: tuple[str, ...] = ()
+    expected: Manifest | None = field(default=None, repr=False, compare=False)
 
     SCHEMA = "dvc-integrity/report/1"
 

@@ -113,6 +113,7 @@ def verify(
         seconds=time.monotonic() - clock,
         versions=_versions(),
         left_out=left_out,
+        expected=manifest,
     )
 
 

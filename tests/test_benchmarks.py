@@ -23,7 +23,8 @@ pytest.importorskip("dvc_integrity._lanes", reason="the benchmarks measure the n
 COLUMNS = ["work", "peer", "ours", "ratio median", "spread", "goal", "met?"]
 
 GOALS = [">= 7x", "<= 0.2 s", "<= 0.5 s", "<= 5 s", "<= 150 MB", ">= 3.5x", ">= 8x", ">= 1.2x",
-         "<= 300 MB", ">= 3x", "<= 300 MB", "<= 300 MB", "<= 1.05x the time", "<= 1.4x the time",
+         "<= 300 MB", ">= 3x", "<= 300 MB", "<= 300 MB", ">= 1.5x",
+         "<= 1.05x the time", "<= 1.4x the time",
          "<= 1.05x the time", "<= 1.1 MiB", "<= 0 MiB"]  # fmt: skip
 """What is to be reached, in the order of the rows."""
 

@@ -46,7 +46,7 @@ from dvc_integrity.repository.tracked import Tracked, read_tracked
 from dvc_integrity.repository.views import ROOT, WORKSPACE, Commit, ViewedRepo, WorkTree
 from dvc_integrity.restore import Restorer
 from dvc_integrity.schedule import Schedule
-from dvc_integrity.stores import Connection, ObjectStore, Workspace
+from dvc_integrity.stores import DEFAULT_LINKS, Connection, ObjectStore, Workspace
 
 __all__ = ["WORKSPACE", "Repository", "default_rev"]
 
@@ -60,6 +60,9 @@ _READ_ONLY = ("http", "https")
 
 COMPARED_PATHS = 5000
 """Paths that an unknown one is compared with at most: bounds the time."""
+
+NEW_FOLDER_MODE, SHARED_FOLDER_MODE = 0o777, 0o2775
+"""Of folders in the cache; the second with ``cache.shared`` (``LocalHashFileDB._dir_mode``)."""
 
 BASELINE_VARIABLE = "DVC_EXP_BASELINE_REV"
 """Set by DVC inside an experiment: the commit that the experiment started from."""
@@ -136,13 +139,20 @@ class Repository:
         """
         self._viewed.pop(WORKSPACE, None)
         causes = Causes(self.root, self._config, _Recorded(self), self._cache_path)
-        return Workspace(self.root, hints=causes, ignored=self._is_ignored, blocks=self._blocks)
+        return Workspace(
+            self.root,
+            hints=causes,
+            ignored=self._is_ignored,
+            blocks=self._blocks,
+            links=tuple(self._config["cache"].get("type") or DEFAULT_LINKS),
+        )
 
     @cached_property
     def cache(self) -> ObjectStore:
         """The cache that the project is configured to use."""
         connect = partial(self._connect, "cache", {"url": self._cache_folder})
-        return ObjectStore("cache", connect, _is_in_cache, blocks=self._blocks)
+        mode = SHARED_FOLDER_MODE if self._config["cache"].get("shared") else NEW_FOLDER_MODE
+        return ObjectStore("cache", connect, _is_in_cache, blocks=self._blocks, folder_mode=mode)
 
     @cached_property
     def remotes(self) -> tuple[ObjectStore, ...]:
@@ -172,14 +182,14 @@ class Repository:
         return ObjectStore(f"remote:{name}", connect, has, blocks=self._blocks)
 
     def sources(self) -> tuple[ObjectStore, ...]:
-        """Return the cache and the remotes that can be opened, detached, for readers to use."""
+        """Return the cache and the remotes that can be opened, detached, the cheapest first."""
         sources = []
         for store in (self.cache, *self.remotes):
             try:
                 sources.append(store.detached())
             except StoreError as error:
                 logger.warning("%s", error)
-        return tuple(sources)
+        return tuple(sorted(sources, key=lambda store: store.cost))
 
     def store(self, name: str) -> Workspace | ObjectStore:
         """Return a store by its name: ``workspace``, ``cache``, ``remote`` or ``remote:NAME``.

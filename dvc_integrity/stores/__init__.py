@@ -8,9 +8,10 @@ keeps immutable objects under their digests. Only ``ObjectStore.put`` writes.
 from dvc_integrity.stores.connection import Connection
 from dvc_integrity.stores.objects import ObjectStore, StoredObject
 from dvc_integrity.stores.protocol import Hints, Presence, SourceError, Store
-from dvc_integrity.stores.workspace import Workspace
+from dvc_integrity.stores.workspace import DEFAULT_LINKS, Workspace
 
 __all__ = [
+    "DEFAULT_LINKS",
     "Connection",
     "Hints",
     "ObjectStore",

@@ -76,6 +76,8 @@ class ObjectStore:
         Tells whether the store is to have the files of an output.
     blocks
         What is known of the blocks of large files; looked at where the store is local.
+    folder_mode
+        Of folders that are made in it; a set-group-ID bit is set in spite of the umask.
     """
 
     immutable = True
@@ -87,9 +89,11 @@ class ObjectStore:
         has: Callable[[Out], bool],
         *,
         blocks: BlockRecords | None = None,
+        folder_mode: int = 0o777,
     ) -> None:
         self.name = name
         self.blocks = blocks
+        self.folder_mode = folder_mode
         self._connect = connect
         self._has = has
         self._connection: Connection | None = None
@@ -103,6 +107,7 @@ class ObjectStore:
         return {
             "name": self.name,
             "blocks": self.blocks,
+            "folder_mode": self.folder_mode,
             "_connect": None,
             "_has": _has_everything,
             "_connection": connection,
@@ -113,6 +118,11 @@ class ObjectStore:
     def writable(self) -> bool:
         """Whether objects can be put there."""
         return self._connected().writable
+
+    @property
+    def is_local(self) -> bool:
+        """Whether its objects are files of this machine."""
+        return self._connected().local
 
     @property
     def cost(self) -> int:
@@ -253,7 +263,7 @@ class ObjectStore:
         *,
         listing: bool = False,
         quarantine: str,
-    ) -> None:
+    ) -> bool:
         """Store an object, proven before it gets its name; a good one that is there stays.
 
         Parameters
@@ -266,6 +276,11 @@ class ObjectStore:
             Whether it is the listing of a folder.
         quarantine
             The folder on this machine where a bad object of that name is kept.
+
+        Returns
+        -------
+        bool
+            Whether it was stored: False if a good one was there.
 
         Raises
         ------
@@ -281,7 +296,7 @@ class ObjectStore:
             raise StoreError(f"The {self.name} can be read only, so nothing can be put there.")
         seen = self._observe_object(digest, listing=listing, cold=True)
         if seen.error is None and seen.digest == digest.value:
-            return
+            return False
         note = {
             "store": self.name,
             "expected": str(digest),
@@ -290,6 +305,18 @@ class ObjectStore:
         }
         path = connection.locate(digest, listing)
         connection.put(path, digest, source, kept=quarantine, note=note)
+        return True
+
+    def locate(self, digest: Digest, *, listing: bool = False) -> str | None:
+        """Return the path of an object, where the store is local; it need not exist.
+
+        Raises
+        ------
+        StoreError
+            If the store cannot be opened.
+        """
+        connection = self._connected()
+        return connection.locate(digest, listing) if connection.local else None
 
     def detached(self) -> ObjectStore:
         """Return the same without what knows the project; it is opened for that.

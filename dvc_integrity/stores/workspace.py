@@ -21,7 +21,10 @@ from dvc_integrity.report import Hint
 from dvc_integrity.stores.protocol import Hints, Presence
 from dvc_integrity.stores.reading import blockwise, by_algorithm, stat_file
 
-__all__ = ["Workspace"]
+__all__ = ["DEFAULT_LINKS", "Workspace"]
+
+DEFAULT_LINKS = ("reflink", "copy")
+"""How DVC makes files from objects where ``cache.type`` is not set."""
 
 ROWS_AT_A_TIME = 1 << 14
 """Entries whose paths are made at a time: bounds memory."""
@@ -41,6 +44,8 @@ class Workspace:
         left behind when the store is pickled.
     blocks
         What is known of the blocks of large files.
+    links
+        How files are made from objects of the cache, in order of preference (``cache.type``).
     """
 
     name = "workspace"
@@ -53,14 +58,16 @@ class Workspace:
         hints: Hints | None = None,
         ignored: Callable[[str, str], bool] | None = None,
         blocks: BlockRecords | None = None,
+        links: tuple[str, ...] = DEFAULT_LINKS,
     ) -> None:
         self.root = os.path.abspath(root)
         self.blocks = blocks
+        self.links = links
         self._hints = hints
         self._ignored = ignored
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"root": self.root, "blocks": self.blocks, "_hints": None, "_ignored": None}
+        return {**self.__dict__, "_hints": None, "_ignored": None}
 
     def holds(self, out: Out) -> bool:  # noqa: ARG002 (every output has its files here)
         """Return True: every output has its files in the workspace."""
@@ -122,7 +129,7 @@ class Workspace:
 
     def detached(self) -> Workspace:
         """Return the same without what explains differences: that knows DVC."""
-        return Workspace(self.root, blocks=self.blocks)
+        return Workspace(self.root, blocks=self.blocks, links=self.links)
 
     def listings(self, manifest: Manifest) -> Iterator[tuple[Out, Callable[..., Observation]]]:  # noqa: ARG002 (the protocol)
         """Yield nothing: a listing is an object of the cache, not a file of the work tree."""
