@@ -105,7 +105,7 @@ class Bucket:
     ) -> bytes:
         """Ask for an object, or for the bucket; the answer must be good."""
         url = f"{self.endpoint}/{self.name}/{key}".rstrip("/")
-        headers["Authorization"] = AUTHORIZATION
+        headers |= {"Authorization": AUTHORIZATION, "Content-Type": "application/octet-stream"}
         names = {name.replace("_", "-"): value for name, value in headers.items()}
         asked = urllib.request.Request(url, data=data, method=method, headers=names)
         with urllib.request.urlopen(asked, timeout=30) as answer:

@@ -166,6 +166,33 @@ def test_an_absent_service_is_named(on_s3: Project, setting: tuple[str, str]) ->
     assert "remote:far" in document["message"]
 
 
+def test_s3_gives_good_copies_and_takes_them(on_s3: Project, bucket: Bucket) -> None:
+    """A lost file and object come back from S3; with --push S3's own bad objects are mended."""
+    for path in ("data/00", "data/01"):
+        faults.delete(on_s3.root / path)
+        faults.delete(object_path(on_s3.cache, md5(FILES[path])))
+    status, document, _ = run("restore")
+    assert (0, True) == (status, document["ok"]), document
+    assert (0, "clean") == (run("verify")[0], run("verify", "--store", "cache")[1]["verdict"])
+    bucket.request("PUT", key("data/03"), b"2222")
+    bucket.request("DELETE", key("data/04"))
+    status, document, _ = run("status", "--all-places")
+    assert 1 == status
+    states = {
+        each["path"]: [copy["state"] for copy in each["copies"]] for each in document["items"]
+    }
+    assert {"data/03": ["good", "good", "bad"], "data/04": ["good", "good", "absent"]} == states
+    status, document, _ = run("restore", "--all-places", "--push")
+    assert (0, True) == (status, document["ok"]), document
+    assert FILES["data/03"] == bucket.request("GET", key("data/03"))
+    assert (0, "clean") == (
+        run("status", "--all-places")[0],
+        run("verify", "--store", "remote")[1]["verdict"],
+    )
+    (kept,) = (on_s3.root / ".dvc/tmp/integrity/quarantine").iterdir()
+    assert b"2222" == (kept / "bytes").read_bytes()
+
+
 HEX = "0123456789abcdef" * 2
 
 
