@@ -15,6 +15,7 @@ import errno
 import os
 import secrets
 import stat
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -59,8 +60,11 @@ __all__ = [
 Found = TypeVar("Found")
 Source = TypeVar("Source", bound=Store)
 
-FILES_AT_A_TIME = 512
-"""Files that are staged, proven and named together; each folder is synced once for them."""
+FILES_AT_A_TIME = 1 << 12
+"""Files that are staged, proven and named together: a cache has 256 folders, each synced once."""
+
+BYTES_AT_A_TIME = 1 << 30
+"""No further file joins those that have so many bytes: the staging folder takes as much space."""
 
 STREAMS = 16
 """Files that are copied at a time: most of the time they wait for the disk."""
@@ -553,8 +557,8 @@ class _Job:
                 os.makedirs(staging, exist_ok=True)
                 for left in os.listdir(staging):  # by a restore that was killed
                     os.unlink(os.path.join(staging, left))
-                for start in range(0, len(steps), FILES_AT_A_TIME):
-                    works = [_Work(step) for step in steps[start : start + FILES_AT_A_TIME]]
+                for some in _batches(steps):
+                    works = list(map(_Work, some))
                     _Batch(self, staging, jobs, meter).run(works)
                     outcomes += (each for work in works for each in work.outcomes)
         except OSError as error:
@@ -563,6 +567,21 @@ class _Job:
                 f"('{printable(self.scratch)}' must be writable, with space left)."
             ) from error
         return outcomes
+
+
+def _batches(steps: Sequence[Step]) -> Iterator[list[Step]]:
+    """Cut steps into batches that are bounded in files and, where sizes are known, in bytes."""
+    batch: list[Step] = []
+    size = 0
+    for step in steps:
+        batch.append(step)
+        known = [copy.size for copy in step.item.copies if copy.size is not None]
+        size += step.item.entry.size or max(known, default=0)
+        if len(batch) == FILES_AT_A_TIME or size >= BYTES_AT_A_TIME:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 class _Work:
@@ -635,6 +654,7 @@ class _Batch:
         stores: list[Workspace | ObjectStore] = [job.workspace, *job.sources]
         self._stores = {store.name: store for store in stores}
         self._kept: dict[tuple[int, ...], str] = {}
+        self._keeping = threading.Lock()
 
     def run(self, works: list[_Work]) -> None:
         """Make every place good that can be."""
@@ -884,7 +904,9 @@ class _Batch:
         cache = self._stores.get(CACHE)
         if not isinstance(cache, ObjectStore):
             return
-        staged, sources = [], {}
+        links: list[_Staged] = []
+        staged: list[_Staged] = []
+        sources = {}
         for work in works:
             healed = next((each for each in work.outcomes if each.place == CACHE), None)
             if healed is None or not healed.ok or not work.entry.digest:
@@ -894,13 +916,15 @@ class _Batch:
                 place = cache.locate(work.entry.digest)
                 if place is None or self._mended_with_the_object(work, place, sources[id(work)]):
                     continue
-                path = os.path.join(self._staging, secrets.token_hex(8))
-                self._make_from_object(work, place, path)
-                staged.append(_Staged(work, sources[id(work)], path))
+                made = _Staged(
+                    work, sources[id(work)], os.path.join(self._staging, secrets.token_hex(8))
+                )
+                shares = self._make_from_object(work, place, made.path)
+                (links if shares else staged).append(made)
             except (OSError, StoreError) as error:
                 work.failed(WORKSPACE, error)
         good, bad = self._proven(staged)
-        self._name(good, WORKSPACE)
+        self._name(links + good, WORKSPACE)  # a link holds the bytes that were proven in the cache
         for each in bad:
             os.unlink(each.path)
             why = OSError(errno.EIO, "what was made from the cache reads back as other bytes")
@@ -915,19 +939,20 @@ class _Batch:
             return True
         return False
 
-    def _make_from_object(self, work: _Work, place: str, path: str) -> None:
+    def _make_from_object(self, work: _Work, place: str, path: str) -> bool:
+        """Make a file from an object; return whether it is the object itself, by a link."""
         kinds = ["copy"] if work.entry.executable else list(self._job.workspace.links)
         for kind in kinds:
             try:
                 if kind == "symlink":
                     os.symlink(place, path)
-                    return
+                    return True
                 if kind == "hardlink" and os.path.getsize(place):
                     os.link(place, path)
-                    return
+                    return True
                 if kind == "reflink":
                     self._clone(work, place, path)
-                    return
+                    return False
             except OSError as error:
                 if error.errno not in _NO_SUCH_LINK:
                     raise
@@ -937,6 +962,7 @@ class _Batch:
             self._copy(work, self._stores[CACHE], path, WORKSPACE)
         except _SourceError as error:
             raise OSError(errno.EIO, f"the cache: {error}") from error
+        return False
 
     def _clone(self, work: _Work, place: str, path: str) -> None:
         source, _ = open_file(place)
@@ -998,8 +1024,11 @@ class _Batch:
         for each in staged:
             place = self._place(each.work, target)
             folders[place.root, os.path.dirname(place.path)].append((place, each))
-        for placed in folders.values():
-            self._name_in_folder(placed)
+        if len(folders) == 1:  # a reader's one file needs no threads
+            self._name_in_folder(*folders.values())
+            return
+        with ThreadPoolExecutor(STREAMS, "dvc-integrity-name") as executor:
+            list(executor.map(self._name_in_folder, folders.values()))
 
     def _name_in_folder(self, placed: list[tuple[_Place, _Staged]]) -> None:
         named: list[tuple[_Place, _Staged, str | None]] = []
@@ -1011,7 +1040,8 @@ class _Batch:
             with _inside(placed[0][0], mode) as (folder, _):
                 for place, each in placed:
                     try:
-                        kept = self._set_aside(folder, place, each.work)
+                        with self._keeping:  # what several names share is kept once
+                            kept = self._set_aside(folder, place, each.work)
                         _rename(each, folder, os.path.basename(place.path))
                         named.append((place, each, kept))
                     except OSError as error:
