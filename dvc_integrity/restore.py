@@ -66,7 +66,7 @@ FILES_AT_A_TIME = 1 << 12
 BYTES_AT_A_TIME = 1 << 30
 """No further file joins those that have so many bytes: the staging folder takes as much space."""
 
-STREAMS = 16
+STREAMS = 8
 """Files that are copied at a time: most of the time they wait for the disk."""
 
 PIECE_BYTES = 1 << 20
