@@ -565,8 +565,8 @@ class ProvenFile:
     """A large file of which only the blocks that are touched are read, and proven.
 
     The bytes of a block come from the buffer that was hashed when it was touched first, and while
-    it is among the last few. Each block is proven once, for as long as the file is open; what is
-    read of it later is not hashed again.
+    it is among the last few. Each block is proven once, for as long as the file is open and nobody
+    writes it; what is read of it later is not hashed again.
 
     Parameters
     ----------
@@ -586,7 +586,7 @@ class ProvenFile:
         self._path = path
         self._proven = bytearray(_block_count(blocks.size))
         self._recent: dict[int, memoryview] = {}
-        self._descriptor, _ = open_file(path)
+        self._descriptor, self._state = open_file(path)
         weakref.finalize(self, os.close, self._descriptor)
 
     def read_at(self, offset: int, view: memoryview) -> int:
@@ -599,6 +599,7 @@ class ProvenFile:
         OSError
             If it cannot be read.
         """
+        self._forget_if_written()
         end = min(offset + len(view), self.blocks.size)
         at = offset
         while at < end:
@@ -612,6 +613,14 @@ class ProvenFile:
                 raise self._differs(at, stop)  # it was cut meanwhile
             at = stop
         return max(0, end - offset)
+
+    def _forget_if_written(self) -> None:
+        """Prove every block anew if somebody wrote the file; what rots is not seen by this."""
+        state = file_state(self._descriptor)
+        if state != self._state:
+            self._state = state
+            self._proven = bytearray(len(self._proven))
+            self._recent.clear()
 
     def _buffer(self, block: int) -> memoryview:
         """Return the bytes of a block that were hashed; those of the last few blocks are kept."""

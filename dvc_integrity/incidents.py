@@ -65,6 +65,7 @@ class Incidents:
         self._counter: _Counter | None = None
         self._read: dict[tuple[str, str, str | None, str], None] = {}
         self._read_bytes = 0
+        self._warned = False
 
     @classmethod
     def of_run(
@@ -86,9 +87,13 @@ class Incidents:
         """Count samples that this process read; needed for a budget that is a share."""
         if not isinstance(self.budget, float):
             return
-        if self._counter is None or self._counter.process != os.getpid():
-            self._counter = _Counter(f"{self.path}.reads")
-        self._counter.add(count)
+        try:
+            if self._counter is None or self._counter.process != os.getpid():
+                self._counter = _Counter(f"{self.path}.reads")
+        except OSError as error:  # the budget is then a share of one epoch
+            self._warn_once(error)
+        else:
+            self._counter.add(count)
 
     def note(self, finding: Finding, action: str, **more: Any) -> None:
         """Write an incident down, once, and end the run if there are too many.
@@ -112,8 +117,17 @@ class Incidents:
             with exclusive(f"{self.path}.lock"):
                 self._append(document)
         except OSError as error:  # a log that cannot be written must not hide what it is about
-            logger.warning("'%s' cannot be written (%s): %s", self.path, error, document)
+            self._warn_once(error)
+            logger.warning("not on record: %s", document)
+        self._read[_key(document)] = None  # this process counts it in any case
         self._refuse_more(finding)
+
+    def _warn_once(self, error: OSError) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "'%s' cannot be written (%s): each process counts alone", self.path, error
+            )
 
     def count(self) -> int:
         """Return how many files had incidents that were more than transient.
@@ -147,7 +161,10 @@ class Incidents:
                 log.seek(self._read_bytes)
                 lines = log.read()
         except FileNotFoundError:
-            return {}
+            return self._read
+        except OSError as error:
+            self._warn_once(error)
+            return self._read
         whole = lines[: lines.rfind(b"\n") + 1]  # the last one may be half written
         self._read_bytes += len(whole)
         self._read |= dict.fromkeys(_key(json.loads(line)) for line in whole.splitlines())
@@ -199,6 +216,6 @@ class _Counter:
         try:
             with open(path, "rb") as file:
                 data = file.read()
-        except FileNotFoundError:
+        except OSError:  # there is none, or none can be made, which was told
             return 0
         return sum(count for (count,) in _COUNT.iter_unpack(data[: len(data) // 8 * 8]))

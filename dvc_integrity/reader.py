@@ -70,6 +70,8 @@ class Reader:
         None every read is hashed.
     """
 
+    _process = 0
+
     def __init__(
         self,
         manifest: Manifest,
@@ -91,10 +93,13 @@ class Reader:
         self._opened: dict[int, ProvenFile] = {}
         self._settled: dict[int, Blocks] = {}
         self._verdicts: dict[int, tuple[FileState, Finding]] = {}
+        self._process = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
         fresh = {"_checked": bytearray(len(self._checked)), "_opened": {}, "_verdicts": {}}
-        return {**self.__dict__, **fresh}
+        state = {**self.__dict__, **fresh}
+        del state["_process"]  # it is another one
+        return state
 
     def read(self, path: str | os.PathLike[str]) -> bytes:
         """Return the bytes of a file, proven.
@@ -220,7 +225,7 @@ class Reader:
             try:
                 return file.read_at(offset, view)
             except (BlockDiffers, OSError) as error:
-                del self._opened[row]
+                self._opened.pop(row, None)
                 self._settle(row, file.blocks, error)
         entry = self.manifest[row]
         why = "its blocks keep differing while the file as a whole is good"
@@ -262,6 +267,7 @@ class Reader:
 
         Nearly every file is good, so whole columns are compared; the judgement decides on the rest.
         """
+        self._forget_other_process()
         if self.incidents is not None:
             self.incidents.add_reads(len(rows))
         due = self._due(rows, self.epoch if epoch is None else epoch)
@@ -273,7 +279,9 @@ class Reader:
         for row, check in zip(rows, due, strict=True):
             if not check:
                 data, seen = self._store.read_unhashed(self.manifest, row)
-                yield row, seen.error is None, data, seen
+                size = int(self.manifest.sizes[row])
+                plausible = seen.error is None and seen.stable
+                yield row, plausible and size in (UNKNOWN_SIZE, seen.size), data, seen
                 continue
             data, seen = next(read)
             expected = digests[at * DIGEST_BYTES : (at + 1) * DIGEST_BYTES]
@@ -307,7 +315,7 @@ class Reader:
         return data
 
     def _mended(self, row: int, finding: Finding) -> bytes:
-        if self.restorer is None:
+        if self.restorer is None or finding.status is Status.UNSTABLE:  # somebody writes it now
             raise self._refused(finding)
         try:
             data, source = self.restorer.bring_back(self.manifest, row)
@@ -331,6 +339,14 @@ class Reader:
                 "'%s' gave the committed bytes only when read again", printable(finding.path)
             )
 
+    def _forget_other_process(self) -> None:
+        """Believe nothing that the process proved from which this one was forked."""
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            self._checked = bytearray(len(self._checked))
+            self._opened = {}
+            self._verdicts = {}
+
     def _is_large(self, path: bytes) -> bool:
         try:
             return os.path.getsize(path) >= LARGE_BYTES
@@ -339,6 +355,7 @@ class Reader:
 
     def _open_file(self, row: int) -> ProvenFile | None:
         """Return a large file that stays open until so many others were used after it."""
+        self._forget_other_process()
         file = self._opened.pop(row, None) or self._opened_anew(row)
         if file is not None:
             self._opened[row] = file
@@ -465,6 +482,7 @@ class _View(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._refuse_closed()
         start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}
         if start[whence] + offset < 0:
             raise ValueError(f"negative position {start[whence] + offset}")
@@ -474,7 +492,12 @@ class _View(io.RawIOBase):
     def tell(self) -> int:
         return self._position
 
+    def _refuse_closed(self) -> None:
+        if self.closed:
+            raise ValueError("I/O operation on closed file")
+
     def readinto(self, buffer: Any) -> int:
+        self._refuse_closed()
         count = self._reader.read_at(self._row, self._position, memoryview(buffer).cast("B"))
         self._position += count
         return count

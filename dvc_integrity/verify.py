@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dvc_integrity.blocks import BlockUse
-from dvc_integrity.digest import Algorithm
+from dvc_integrity.digest import Algorithm, Digest
 from dvc_integrity.errors import NothingToVerify, StoreError, printable
 from dvc_integrity.hashing import Meter
 from dvc_integrity.judgement import is_absent, is_expected, judge
@@ -204,17 +204,29 @@ class _Attestation:
     """
 
     def __init__(self, manifest: Manifest, store: Store) -> None:
-        if not isinstance(store, ObjectStore):
-            raise StoreError(f"The {store.name} is no remote: nobody attests what lies there.")
+        if not isinstance(store, ObjectStore) or not store.attests:
+            raise StoreError(
+                f"Nobody attests what lies in the {store.name}: it is no service that states "
+                f"checksums. Leave '--attested' out to read the objects."
+            )
         self._manifest = manifest
         self._store = store
         try:
-            self._objects = {(each.digest, each.listing): each for each in store.objects()}
+            wanted = set(self._wanted())
+            self._objects = {
+                (each.digest, each.listing): each
+                for each in store.objects()
+                if (each.digest, each.listing) in wanted
+            }
         except OSError as error:
             raise StoreError(
                 f"The {store.name} cannot be listed: {error.strerror or error}. Without a listing "
                 f"nothing is attested; leave '--attested' out to read the objects."
             ) from error
+
+    def _wanted(self) -> Iterator[tuple[Digest | None, bool]]:
+        yield from ((self._manifest[row].digest, False) for row in range(len(self._manifest)))
+        yield from ((out.digest, True) for out in self._manifest.outs if out.directory)
 
     def findings(self, coverage: Coverage) -> Iterator[Finding]:
         """Yield what is not good about the objects of the manifest, listings of folders too."""
@@ -243,7 +255,7 @@ class _Attestation:
                 entry.out,
                 status,
                 expected=entry.digest,
-                found=held.attested,
+                found=held.attested if status is Status.CORRUPT else None,
                 size=held.size,
                 detail=f"the folder's listing; {detail}" if listing else detail,
             )

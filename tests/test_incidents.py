@@ -118,3 +118,13 @@ def test_a_negative_budget_is_refused(tmp_path: Path) -> None:
     """It would end each run at its first incident and look like a count."""
     with pytest.raises(ValueError, match="budget"):
         Incidents(os.fspath(tmp_path / "log"), budget=-1)
+
+
+@pytest.mark.parametrize("budget", [0, 0.0])
+def test_without_a_usable_log_a_process_counts_alone(tmp_path: Path, budget: float) -> None:
+    """A file in the way of the log hides neither the damage nor the end of the budget."""
+    (tmp_path / "file").write_bytes(b"")
+    incidents = Incidents(os.fspath(tmp_path / "file" / "log.jsonl"), budget=budget)
+    incidents.add_reads(3)
+    with pytest.raises(TooManyIncidents, match="data/1"):
+        incidents.note(finding("data/1"), "raised")

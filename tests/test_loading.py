@@ -405,6 +405,65 @@ def test_damage_is_met_where_it_lies(project: Project, array: np.ndarray[Any, An
         samples(data, 2, "fork")
 
 
+def test_what_is_written_to_an_open_array_is_proven_anew(
+    project: Project, array: np.ndarray[Any, Any]
+) -> None:
+    """A block that was proven and left memory is hashed again once somebody wrote the file."""
+    data = VerifiedArray("big.npy", root=project.root)
+    assert np.array_equal(array[9 * 512], data[9 * 512].numpy())
+    data.rows(0, 8 * 512)  # other blocks take its place in memory
+    place = project.root / "big.npy"
+    with faults.changed(place), place.open("r+b") as file:
+        file.seek(data._start + 9 * 512 * array[0].nbytes)
+        file.write(b"\xff\xfe")
+    with pytest.raises(di.CorruptDataError):
+        data[9 * 512]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_forked_worker_believes_nothing_its_parent_proved(
+    project: Project, array: np.ndarray[Any, Any], workers: int
+) -> None:
+    """Each process proves what it reads: the parent read the header's block, or every file."""
+    assert len(array)
+    data = VerifiedArray("big.npy", root=project.root)
+    data.rows(0, len(data))
+    faults.flip_bit(project.root / "big.npy", 4096)
+    with pytest.raises(di.CorruptDataError):
+        samples(data, workers, "fork")
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_once_is_once_a_process(tracked: Project, start: str) -> None:
+    """What the parent checked is checked again by a worker, whatever its start method."""
+    data = VerifiedFiles("data", root=tracked.root, decode=text, check="once")
+    assert list(data)
+    flip(tracked, PATHS[3])
+    with pytest.raises(di.CorruptDataError):
+        samples(data, 2, start)
+
+
+@pytest.mark.parametrize(("start", "count"), [(-1, 1), (0, -1), (10**9, 1), (1, 10**9)])
+def test_rows_that_do_not_exist_are_an_index_error(
+    project: Project, array: np.ndarray[Any, Any], start: int, count: int
+) -> None:
+    """Nothing before the first row or behind the last is taken for numbers."""
+    assert len(array)
+    with pytest.raises(IndexError, match=str(len(array))):
+        VerifiedArray("big.npy", root=project.root).rows(start, count)
+
+
+def test_an_unhashed_file_of_another_length_is_judged(tracked: Project) -> None:
+    """What costs nothing is looked at even where the schedule leaves the hash out."""
+    tracked.add("one.bin", {"one.bin": bytes(1000)})  # its size is committed
+    tracked.commit()
+    data = VerifiedFiles("one.bin", root=tracked.root, check="once")
+    assert [bytes(1000)] == list(data)
+    faults.truncate(tracked.root / "one.bin", 999)
+    with pytest.raises(di.CorruptDataError):
+        data[0]
+
+
 @pytest.mark.parametrize("damage", [faults.truncate, faults.extend])
 def test_another_length_is_damage_from_the_start(
     damage: Any, project: Project, array: np.ndarray[Any, Any]

@@ -117,7 +117,7 @@ def test_what_s3_attests_takes_one_listing(bucket: Bucket) -> None:
     assert not [
         each for each in asked if each.startswith("GET") and "files/md5/" in each.split("?")[0]
     ]
-    assert len(asked) <= 3, asked
+    assert len(asked) <= 2, asked
 
 
 @pytest.mark.usefixtures("on_s3")
@@ -249,6 +249,9 @@ def test_objects_over_http_are_read_and_judged(
         project.dvc("remote", "modify", "far", "url", f"http://127.0.0.1:{port}")
         status, report, _ = run("verify", "--store", "remote")
         assert (0, 30) == (status, report["coverage"]["rehashed"]["files"])
+        status, document, _ = run("verify", "--store", "remote", "--attested")
+        assert (3, "StoreError") == (status, document["error"]), document
+        assert "Nobody attests" in document["message"]
         faults.flip_bit(object_path(remote, md5(FILES["data/03"])))
         faults.delete(object_path(remote, md5(FILES["data/04"])))
         status, report, _ = run("verify", "--store", "remote")
@@ -273,6 +276,9 @@ def test_objects_over_ssh_are_read_and_judged(
         project.dvc("remote", "modify", "far", "url", f"ssh://tester@127.0.0.1:{port}{remote}")
         status, report, _ = run("verify", "--store", "remote")
         assert (0, 30) == (status, report["coverage"]["rehashed"]["files"])
+        status, document, _ = run("verify", "--store", "remote", "--attested")
+        assert (3, "StoreError") == (status, document["error"]), document
+        assert "Nobody attests" in document["message"]
         faults.flip_bit(object_path(remote, md5(FILES["data/03"])))
         faults.delete(object_path(remote, md5(FILES["data/04"])))
         status, report, _ = run("verify", "--store", "remote")

@@ -268,7 +268,7 @@ def test_what_cannot_be_verified_is_refused_at_once(tracked: Project) -> None:
 
 def samples_in(data: bytes) -> dict[str, dict[str, Any]]:
     """Return the samples of a tar by their key, without key and shard."""
-    shard = shards._Shard("some.tar", io.BytesIO(data))
+    shard = shards._Shard("some.tar", data)
     samples = [shard.sample(index) for index in range(len(shard))]
     assert {"some.tar"} >= {sample.pop("__shard__") for sample in samples}
     return {sample.pop("__key__"): sample for sample in samples}
@@ -425,6 +425,20 @@ def test_no_sample_leaves_a_damaged_shard(tracked: Project, case: str) -> None:
     assert (min(damaged), "data", status) == (finding.path, finding.out, finding.status)
     assert [] == [path for path in decoded if path in damaged]
     assert ([] if case == "swap" else [PATHS[0]] * 3 + [PATHS[1]]) == decoded
+
+
+def test_a_large_shard_is_hashed_in_every_epoch(project: Project) -> None:
+    """What was proven in one epoch is not believed in the next: no block record speaks for it."""
+    parts = {f"{number:02}.bin": bytes([number]) * (1 << 20) for number in range(18)}
+    project.add("big", {"big/0.tar": tar_of(parts)})
+    project.commit()
+    data = VerifiedShards("big", root=project.root, decode=key_of)
+    assert 18 == len(list(data))
+    faults.flip_bit(project.root / "big/0.tar", 8 << 20)
+    with pytest.raises(di.CorruptDataError) as caught:
+        next(iter(data))
+    assert caught.value.finding
+    assert "big/0.tar" == caught.value.finding.path
 
 
 @pytest.mark.parametrize("victim", [path for path, n in zip(PATHS, COUNTS, strict=True) if n])

@@ -60,6 +60,7 @@ _PASSING_NAMES = {
 }
 
 _WITH_BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "az", "adl", "oss"}
+_ATTESTING = {"s3", "s3a", "gs", "gcs", "abfs", "az"}
 _WITHOUT_FOLDERS = {"http", "https"}
 
 Result = TypeVar("Result")
@@ -104,9 +105,14 @@ class Connection:
         )
         return replace(self, filesystem=opened)
 
-    def folders(self) -> tuple[str, str]:
-        """Return where DVC 3 keeps objects, and where DVC 2 does."""
-        return f"{self.base}/files/md5", self.base
+    @property
+    def attests(self) -> bool:
+        """Whether the service states checksums of what it holds."""
+        return not self.local and bool(self._protocols() & _ATTESTING)
+
+    def _protocols(self) -> set[str]:
+        names = self.filesystem.protocol
+        return {names} if isinstance(names, str) else set(names)
 
     def reach(self) -> None:
         """Ask a service once for the folder of the objects, or for their bucket.
@@ -118,8 +124,7 @@ class Connection:
         Exception
             What the service, or the lack of one, is told by.
         """
-        protocols = self.filesystem.protocol
-        names = {protocols} if isinstance(protocols, str) else set(protocols)
+        names = self._protocols()
         try:
             self.filesystem.info(self.base.split("/")[0] if names & _WITH_BUCKETS else self.base)
         except FileNotFoundError as error:
@@ -291,6 +296,7 @@ class Connection:
         with tempfile.NamedTemporaryFile(dir=kept) as file:
             file.writelines(self.stream(path))
             file.flush()
+            os.fsync(file.fileno())  # it is the only copy soon
             quarantine(file.name, kept, {**note, "object": path})
 
     def _forget(self, temporary: str) -> None:

@@ -38,7 +38,8 @@ REMOTE_STREAMS = 8
 """Objects read from a remote at a time, where nothing else is asked for."""
 
 
-_OBJECT = re.compile(r"([0-9a-f]{2})/([0-9a-f]{30})(\.dir)?")
+_OBJECT = re.compile(r"(files/md5/)?([0-9a-f]{2})/([0-9a-f]{30})(\.dir)?")
+"""The path of an object, as DVC 3 and DVC 2 lay it out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,13 +238,17 @@ class ObjectStore:
             If it cannot be listed.
         """
         connection = self._connected()
-        algorithms = (Algorithm.MD5, Algorithm.MD5_DOS2UNIX)
-        for folder, algorithm in zip(connection.folders(), algorithms, strict=True):
-            for path, size, stated in connection.listed(folder):
-                named = _OBJECT.fullmatch(path)
-                if named:
-                    digest = Digest.from_hex(algorithm, named[1] + named[2])
-                    yield StoredObject(digest, named[3] is not None, size, stated)
+        for path, size, stated in connection.listed(connection.base):
+            named = _OBJECT.fullmatch(path)
+            if named:
+                algorithm = Algorithm.MD5 if named[1] else Algorithm.MD5_DOS2UNIX
+                digest = Digest.from_hex(algorithm, named[2] + named[3])
+                yield StoredObject(digest, named[4] is not None, size, stated)
+
+    @property
+    def attests(self) -> bool:
+        """Whether its service states checksums of what it holds."""
+        return self._connected().attests
 
     def contradicts(self, digest: Digest, *, listing: bool = False) -> bool:
         """Return whether what the service states for an object, if it differs, is its MD5.

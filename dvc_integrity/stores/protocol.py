@@ -34,13 +34,10 @@ class Presence:
         Its length in bytes; None where there is nothing, or the place does not say.
     error
         Why there is nothing (``FileNotFoundError``), or why that cannot be told.
-    attested
-        The digest that the service states for it, where that proves the content it received.
     """
 
     size: int | None
     error: OSError | None = None
-    attested: Digest | None = None
 
 
 class Hints(Protocol):

@@ -67,7 +67,13 @@ class Workspace:
         self._ignored = ignored
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_hints": None, "_ignored": None}
+        return {
+            "root": self.root,
+            "blocks": self.blocks,
+            "links": self.links,
+            "_hints": None,
+            "_ignored": None,
+        }
 
     def holds(self, out: Out) -> bool:  # noqa: ARG002 (every output has its files here)
         """Return True: every output has its files in the workspace."""

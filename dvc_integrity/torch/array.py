@@ -144,6 +144,8 @@ class VerifiedArray(VerifiedSamples[Any]):
 
     def rows(self, start: int, count: int) -> torch.Tensor:
         """Return ``count`` rows from ``start`` on, a tensor of shape ``(count, *shape[1:])``."""
+        if not 0 <= start <= start + count <= len(self):
+            raise IndexError(f"rows {start} to {start + count} of an array of {len(self)}")
         values = np.empty((count, *self.shape[1:]), self._type)
         size = values.nbytes
         offset = self._start + start * (size // count if count else 0)

@@ -499,12 +499,12 @@ class _Samples:
         if self._open is None or self._open[0] != shard:
             self._open = None  # before the next is read: two of them need not fit into memory
             path = self._shards[shard]
-            self._open = shard, _Shard(path, self._reader.open(path))
+            self._open = shard, _Shard(path, self._reader.read(path))
         return self._open[1]
 
 
 class _Shard:
-    """The samples of one tar file, from a file object over its proven bytes.
+    """The samples of one tar file, from its proven bytes.
 
     Raises
     ------
@@ -512,10 +512,10 @@ class _Shard:
         If it is no whole tar file, or two of its files are the same part of one sample.
     """
 
-    def __init__(self, path: str, file: BinaryIO) -> None:
+    def __init__(self, path: str, content: bytes) -> None:
         self._path = path
         try:
-            self._data = _decompressed(file)
+            self._data = _decompressed(io.BytesIO(content))
             self._members = list(_members(self._data).items())
         except MemoryError:
             raise  # it says nothing about the shard
