@@ -306,8 +306,13 @@ def restore(
         from dvc_integrity.stores import ObjectStore  # noqa: PLC0415
 
     try:
+        if list_quarantine and purge_quarantine:
+            raise RepositoryError(
+                "'--list-quarantine' and '--purge-quarantine' exclude each other."
+            )
         if list_quarantine or purge_quarantine:
-            return _quarantine(purge_quarantine, older_than, yes, as_json=as_json)
+            purging = purge_quarantine and not dry_run
+            return _quarantine(purging, older_than, yes, as_json=as_json)
         report, repository = _verified(targets, rev, all_outs, store_name, jobs, None, False, True,
                                        False, quiet=quiet or as_json)  # fmt: skip
         stores = [repository.store(name) for name in sources] or _sources(repository)
@@ -355,7 +360,7 @@ def _quarantine(purging: bool, older_than: str | None, yes: bool, *, as_json: bo
         kept = quarantined(folder)
     except OSError as error:
         raise StoreError(f"The quarantine cannot be read: {error}.") from error
-    if purging:
+    if older_than is not None or purging:
         limit = datetime.now(timezone.utc) - _age(older_than)
         kept = [each for each in kept if each.time < limit]
     if purging and not yes and (as_json or sys.stdin is None or not sys.stdin.isatty()):

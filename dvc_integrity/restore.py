@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from dvc_integrity.digest import Algorithm
+from dvc_integrity.digest import Algorithm, Digest
 from dvc_integrity.durable import InTheWayError, clone, exclusive, folder_below, quarantine
 from dvc_integrity.errors import RestoreError, StoreError, printable
 from dvc_integrity.hashing import (
@@ -265,7 +265,8 @@ class Restoration:
     @property
     def damaged(self) -> bool:
         """Whether something that was asked for is known not to be good."""
-        left = any(finding.status is Status.MODIFIED for finding, _ in self.untouched)
+        bad = (Status.MODIFIED, Status.CORRUPT, Status.MISSING)
+        left = any(finding.status in bad for finding, _ in self.untouched)
         return bool(self.hopeless) or left or not all(each.ok for each in self.outcomes)
 
     @property
@@ -310,6 +311,7 @@ def plan(items: Iterable[Item], findings: Iterable[Finding], choice: Choice) -> 
         if reason and item.finding:
             untouched.append((item.finding, reason))
             continue
+        untouched += _left_alone(item, choice)
         targets = _targets(item, choice)
         sources = _sources(item, targets, choice)
         if targets and sources:
@@ -324,6 +326,27 @@ def _why_not_wanted(item: Item, choice: Choice) -> str:
     if status is Status.MODIFIED and not choice.modified:
         return "somebody may have meant it: '--modified' restores it too"
     return _NEVER.get(status, "")
+
+
+def _left_alone(item: Item, choice: Choice) -> Iterator[tuple[Finding, str]]:
+    """Yield what was seen to be bad, or could not be seen, in places that are not healed."""
+    if not (item.finding or choice.everywhere or item.listing):
+        return
+    for copy in item.copies:
+        if copy.store == choice.judged:
+            continue
+        healed = copy.store in choice.push or (copy.store == CACHE and CACHE in choice.sources)
+        about = f"in the {copy.store}: {copy.detail or copy.state.value}"
+        if copy.state is State.UNREADABLE and choice.everywhere:
+            status, reason = Status.UNREADABLE, "it could not be read"
+        elif copy.state is State.BAD and not healed and choice.everywhere:
+            status, reason = Status.CORRUPT, "'--push' heals remotes"
+        else:
+            continue
+        yield (
+            Finding(item.entry.path, item.out.path, status, item.entry.digest, detail=about),
+            reason,
+        )
 
 
 def _targets(item: Item, choice: Choice) -> tuple[str, ...]:
@@ -410,8 +433,8 @@ def restore(
     rows = range(len(manifest)) if everywhere else damaged_rows(report, manifest)
     seen = survey(manifest, rows, others, prove=prove or everywhere or bool(push), jobs=jobs)
     items = list(judged(seen, report, manifest))
-    about = {item.entry.path for item in items}
-    rest = [each for each in report.findings if each.path not in about and not each.transient]
+    used = {item.finding for item in items}
+    rest = [each for each in report.findings if each not in used and not each.transient]
     names = tuple(store.name for store in sources)
     choice = Choice(report.store, names, modified, tuple(push), everywhere)
     found = plan(items, rest, choice)
@@ -662,10 +685,10 @@ class _Batch:
         for work in works:  # what the work tree is made from comes first
             if WORKSPACE in work.left and CACHE not in work.left and self._through_cache(work):
                 work.left.insert(0, CACHE)
-        linked = [work for work in works if CACHE in work.left and self._shares_object(work)]
+        shared = [work for work in works if CACHE in work.left and self._shares_object(work)]
         self._heal([work for work in works if CACHE in work.left], CACHE)
-        for work in linked:  # a hard link still holds the bad bytes
-            if work.outcomes[-1].ok and not self._shares_object(work):
+        for work in shared:  # a hard link still holds the bad bytes, which nobody wrote
+            if work.outcomes[-1].ok and not self._shares_object(work) and self._is_unwritten(work):
                 work.left = list(dict.fromkeys([WORKSPACE, *work.left]))
         self._link([work for work in works if WORKSPACE in work.left])
         self._heal([work for work in works if WORKSPACE in work.left], WORKSPACE)
@@ -685,12 +708,23 @@ class _Batch:
         except (OSError, StoreError):
             return False
 
+    def _is_unwritten(self, work: _Work) -> bool:
+        """Return whether nobody wrote the file of the work tree, as far as DVC's records tell."""
+        found = None
+        if work.seen and work.seen.digest and work.entry.digest:
+            found = Digest(work.entry.digest.algorithm, work.seen.digest)
+        hint = self._job.workspace.explain(work.entry.path, work.entry.digest, found)
+        return hint.written is False
+
     def _look(self, works: list[_Work]) -> None:
         """See what lies in the work tree now: somebody may have mended it."""
         here = [work for work in works if WORKSPACE in work.left and work.row is not None]
         for work, seen in self._observed(self._job.workspace, here):
             work.seen = seen
             if not is_expected(work.entry, seen) or not seen.stable:
+                if _was_written(work.step.item.finding, seen):
+                    why = "it was written since it was verified; verify again"
+                    work.end(WORKSPACE, Result.FAILED, detail=why)
                 continue
             if work.entry.executable and not has_execute_bit(seen):
                 self._make_executable(work)
@@ -736,6 +770,8 @@ class _Batch:
 
     def _heal(self, works: list[_Work], target: str) -> None:
         """Put copies into a place from one source after the other, until one is good."""
+        if not works:
+            return
         leaders: dict[Any, _Work] = {}
         for work in works:
             key = work.entry.path if target == WORKSPACE else (work.entry.digest, work.row is None)
@@ -893,7 +929,7 @@ class _Batch:
         with contextlib.suppress(OSError):
             old = os.lstat(self._place(work, WORKSPACE).full)
             usable = old.st_mode & OWNER_READS_AND_WRITES == OWNER_READS_AND_WRITES
-            if stat.S_ISREG(old.st_mode) and old.st_nlink == 1 and usable:
+            if stat.S_ISREG(old.st_mode) and usable:  # an object's are 0444
                 mode = stat.S_IMODE(old.st_mode) & NEW_FOLDER_MODE
         return mode | (stat.S_IXUSR if work.entry.executable else 0)
 
@@ -1040,8 +1076,10 @@ class _Batch:
             with _inside(placed[0][0], mode) as (folder, _):
                 for place, each in placed:
                     try:
+                        before = _identity(folder, place)
                         with self._keeping:  # what several names share is kept once
                             kept = self._set_aside(folder, place, each.work)
+                        _refuse_other(folder, place, before)
                         _rename(each, folder, os.path.basename(place.path))
                         named.append((place, each, kept))
                     except OSError as error:
@@ -1090,12 +1128,37 @@ class _Batch:
         return _Place(target, root, f"{prefix}/{name}")
 
 
+def _identity(folder: int, place: _Place) -> tuple[int, ...] | None:
+    """Return what tells a file from another one of its name; None if there is none."""
+    try:
+        found = os.stat(os.path.basename(place.path), dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _refuse_other(folder: int, place: _Place, before: tuple[int, ...] | None) -> None:
+    """Refuse to give a name that went to another file since what lay there was kept."""
+    if _identity(folder, place) not in (before, None):
+        raise OSError(errno.EBUSY, "somebody wrote it meanwhile", place.path)
+
+
 @contextlib.contextmanager
 def _inside(place: _Place, make: int | None) -> Iterator[tuple[int, str]]:
     """Open the folder of a place without following a link below its root."""
     folder, name = os.path.split(place.path)
     with folder_below(place.root, folder, make=make) as descriptor:
         yield descriptor, name
+
+
+def _was_written(finding: Finding | None, seen: Observation) -> bool:
+    """Return whether a file is not any more what a verification found bad."""
+    if finding is None or finding.status is Status.UNREADABLE:
+        return False
+    if seen.error is not None:
+        return False  # nothing of it can be lost, or it is kept as it is
+    found = finding.found.value if finding.found else None
+    return not seen.stable or seen.digest != found
 
 
 def _rename(staged: _Staged, folder: int, name: str) -> None:

@@ -210,7 +210,9 @@ def _findings(report: Report, manifest: Manifest) -> tuple[dict[int, Finding], d
         row = manifest.find(finding.path)
         if finding.status is Status.OK:
             continue
-        if row is not None:
+        if row is not None and (
+            manifest.has_digest(row) or finding.status is Status.UNVERIFIABLE
+        ):  # else it is about the listing of a folder that is an entry of the same path
             entries[row] = finding
         elif finding.path == finding.out and report.store != "workspace":
             listings[finding.path] = finding
@@ -261,7 +263,17 @@ class _Look:
         except StoreError as error:
             found = iter([Copy(self.store.name, State.UNREADABLE, str(error))] * len(asked))
         not_kept = Copy(self.store.name, State.NOT_KEPT)
-        return [next(found) if keeps else not_kept for keeps in kept.tolist()]
+        outs = map(self._manifest.outs.__getitem__, self._manifest.out_index[rows].tolist())
+        return [
+            self._at_home(next(found), out) if keeps else not_kept
+            for keeps, out in zip(kept.tolist(), outs, strict=True)
+        ]
+
+    def _at_home(self, copy: Copy, out: Out) -> Copy:
+        """Return a copy; one that is absent where DVC does not push to is not kept there."""
+        if copy.state is State.ABSENT and isinstance(self.store, ObjectStore):
+            return copy if self.store.is_home(out) else replace(copy, state=State.NOT_KEPT)
+        return copy
 
     def listing(self, out: Out, entry: Entry) -> Copy:
         """Return the copy of a folder's listing; it is always read."""
@@ -274,7 +286,7 @@ class _Look:
                 seen = observe(cold=True)
         except StoreError as error:
             return Copy(self.store.name, State.UNREADABLE, str(error))
-        return self._copy(entry, seen)
+        return self._at_home(self._copy(entry, seen), out)
 
     def _present(self, rows: NDArray[np.int64]) -> list[Copy]:
         return [

@@ -14,6 +14,7 @@ import pytest
 from dvc.repo import Repo
 from projects import Project, listing, md5, object_path
 
+import dvc_integrity as di
 import dvc_integrity.cli
 
 FILES = {"data/a.bin": b"alpha" * 999, "data/b.bin": b"bravo" * 999, "data/sub/c.bin": b"c" * 5000}
@@ -276,3 +277,70 @@ def test_the_quarantine_is_listed_and_purged_by_age(tracked: Project, run: Any) 
     assert 0 == run("restore", "--purge-quarantine", "--older-than", "30d", "--yes")[0]
     assert {new, folder / "mine"} == set(folder.iterdir())
     assert b"not ours" == target.read_bytes()
+
+
+def test_a_dry_run_purges_nothing(tracked: Project, run: Any) -> None:
+    """``--dry-run`` shows what would be deleted; list and purge exclude each other."""
+    faults.flip_bit(tracked.root / PATH)
+    assert 0 == run("restore", "--modified", "-q")[0]
+    folder = tracked.root / ".dvc/tmp/integrity/quarantine"
+    purge = ("restore", "--purge-quarantine", "--older-than", "0h", "--yes")
+    assert 0 == run(*purge, "--dry-run")[0]
+    assert 2 == run(*purge, "--list-quarantine")[0]
+    assert 1 == len(list(folder.iterdir()))
+    assert 0 == run(*purge)[0]
+    assert [] == list(folder.iterdir())
+
+
+def test_nothing_is_pushed_to_a_remote_that_dvc_does_not_push_to(
+    tracked: Project, run: Any, tmp_path: Path
+) -> None:
+    """A second remote stays empty, and that is no damage; the default one is mended."""
+    public = tmp_path / "public"
+    public.mkdir()
+    tracked.dvc("remote", "add", "public", str(public))
+    assert 0 == run("status", "--all-places", "-q")[0]
+    faults.flip_bit(cached(tracked))
+    assert 0 == run("restore", "--all-places", "--push", "-q")[0]
+    assert [] == list(public.rglob("*"))
+
+
+def test_copies_may_be_taken_from_a_remote_alone(tracked: Project, run: Any) -> None:
+    """``--from`` names the places that serve; the cache is neither asked nor healed then."""
+    faults.delete(tracked.root / PATH)
+    faults.delete(cached(tracked))
+    status, out = run("restore", "--from", "remote:disk", "-q")
+    assert 0 == status, out
+    assert not cached(tracked).exists()
+    assert 0 == run("verify", "-q")[0]
+
+
+def test_damage_that_stays_is_told(tracked: Project, run: Any) -> None:
+    """A remote's bad object that nothing was to heal is no success."""
+    faults.flip_bit(object_path(remote(tracked), md5(FILES[PATH])))
+    assert 1 == run("restore", "--all-places", "-q")[0]
+    assert 0 == run("restore", "--all-places", "--push", "-q")[0]
+    assert 0 == run("verify", "--store", "remote", "-q")[0]
+
+
+def test_an_edit_after_the_verification_stays(tracked: Project) -> None:
+    """What was judged corrupt and has been written since is somebody's edit now."""
+    repository = di.Repository(tracked.root)
+    faults.flip_bit(tracked.root / PATH)
+    report = di.verify(repository.manifest("data"), repository.workspace)
+    plan = di.restore(report, repository.workspace, [repository.cache])
+    (tracked.root / PATH).write_bytes(b"an edit")
+    done = plan.apply()
+    assert not done.ok
+    assert b"an edit" == (tracked.root / PATH).read_bytes()
+    assert "verify again" in done.outcomes[-1].detail
+
+
+def test_a_bad_listing_is_not_called_good(tracked: Project, run: Any) -> None:
+    """Where a listing is damaged everywhere, nothing is told to be well."""
+    oid = md5(LISTING) + ".dir"
+    for store in (tracked.cache, remote(tracked)):
+        faults.flip_bit(object_path(store, oid))
+    assert 0 != run("restore", "--store", "cache", "-q")[0]
+    assert 0 != run("restore", "--from", "remote:disk", "-q")[0]
+    assert 0 != run("status", "-q")[0]

@@ -88,7 +88,11 @@ def test_a_plan_keeps_its_rules(
     choice = Choice("workspace", STORES[1:], modified, remotes if push else (), everywhere)
     made = plan([item], [], choice)
     assert made == plan([item], [], choice)
-    assert len(made.steps) + len(made.hopeless) + len(made.untouched) <= 1
+    told = [finding for finding, _ in made.untouched]
+    assert len(made.steps) + len(made.hopeless) + told.count(item.finding) <= 1
+    elsewhere = [finding for finding in told if finding is not item.finding]
+    assert everywhere or not elsewhere  # what other places hold is told where all are looked at
+    assert all("in the " in finding.detail for finding in elsewhere)
     kept = {di.Status.EXTRA, di.Status.UNSTABLE, di.Status.UNVERIFIABLE}
     if status in kept or (status is di.Status.MODIFIED and not modified):
         assert ((), ()) == (made.steps, made.hopeless)

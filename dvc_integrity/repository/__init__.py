@@ -179,7 +179,8 @@ class Repository:
             )
         connect = partial(self._connect, f"remote:{name}", {"name": name})
         has = partial(_is_on_remote, name)
-        return ObjectStore(f"remote:{name}", connect, has, blocks=self._blocks)
+        home = partial(_is_home, name, self._default)
+        return ObjectStore(f"remote:{name}", connect, has, blocks=self._blocks, is_home=home)
 
     def sources(self) -> tuple[ObjectStore, ...]:
         """Return the cache and the remotes that can be opened, detached, the cheapest first."""
@@ -719,6 +720,10 @@ def _inside(place: str, root: str) -> str | None:
 
 def _is_in_cache(out: Out) -> bool:
     return out.cached
+
+
+def _is_home(name: str, default: str | None, out: Out) -> bool:
+    return (out.remote or default) == name
 
 
 def _is_on_remote(name: str, out: Out) -> bool:

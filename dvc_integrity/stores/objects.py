@@ -79,6 +79,8 @@ class ObjectStore:
         What is known of the blocks of large files; looked at where the store is local.
     folder_mode
         Of folders that are made in it; a set-group-ID bit is set in spite of the umask.
+    is_home
+        Tells whether DVC puts an output there unless it is told otherwise; by default it does.
     """
 
     immutable = True
@@ -91,8 +93,10 @@ class ObjectStore:
         *,
         blocks: BlockRecords | None = None,
         folder_mode: int = 0o777,
+        is_home: Callable[[Out], bool] | None = None,
     ) -> None:
         self.name = name
+        self.is_home = is_home or _has_everything
         self.blocks = blocks
         self.folder_mode = folder_mode
         self._connect = connect
@@ -109,6 +113,7 @@ class ObjectStore:
             "name": self.name,
             "blocks": self.blocks,
             "folder_mode": self.folder_mode,
+            "is_home": _has_everything,
             "_connect": None,
             "_has": _has_everything,
             "_connection": connection,
