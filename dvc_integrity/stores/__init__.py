@@ -2,7 +2,8 @@
 
 A store turns entries of a manifest into observations and knows nothing of good and bad. The
 workspace is a folder of files under their own names; an object store (the cache, a remote)
-keeps immutable objects under their digests. Only ``ObjectStore.put`` writes.
+keeps immutable objects under their digests. Only ``ObjectStore.put`` writes to a store; reading
+keeps digests of the blocks of large files beside it.
 """
 
 from dvc_integrity.stores.connection import Connection
