@@ -224,11 +224,6 @@ class ObjectStore:
         with ThreadPoolExecutor(REMOTE_STREAMS, "dvc-integrity-stat") as executor:
             return list(executor.map(connection.stat, paths))
 
-    def stat_object(self, digest: Digest, *, listing: bool = False) -> Presence:
-        """Tell the size of one object."""
-        connection = self._connected()
-        return connection.stat(connection.locate(digest, listing))
-
     def chunks(self, manifest: Manifest, row: int) -> Iterator[bytes]:
         """Yield the bytes of the object of an entry, in pieces."""
         (algorithm,) = manifest.algorithms([row])
