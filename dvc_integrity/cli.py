@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import gc
 import hashlib
 import io
+import itertools
 import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +40,9 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from dvc_integrity.diagnose import Diagnosis
-    from dvc_integrity.manifest import Manifest
-    from dvc_integrity.report import Report
+    from dvc_integrity.formats import Outcome
+    from dvc_integrity.manifest import Manifest, Place
+    from dvc_integrity.report import Finding, Report
     from dvc_integrity.repository import Repository
     from dvc_integrity.restore import Plan, Restoration
     from dvc_integrity.stores import ObjectStore
@@ -57,6 +61,11 @@ MOST_JOBS = 256
 LONGEST_STEM = 100
 """Characters of a receipt's name that its report keeps: file systems bound names."""
 
+SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
+"""Set by GitHub Actions: the file that takes the Markdown summary of a step."""
+
+FORMATS = ("text", "json", "junit", "sarif", "github", "prometheus")
+
 ERROR_SCHEMA = "dvc-integrity/error/1"
 
 _STATUS = {"clean": CLEAN, "damaged": DAMAGED, "incomplete": UNKNOWN}
@@ -73,7 +82,7 @@ def main() -> None:
     try:
         status = commands(standalone_mode=False)
     except click.ClickException as error:
-        if "--json" in sys.argv:
+        if _json_is_wanted():
             status = _fail(RepositoryError(error.format_message()), as_json=True)
         else:
             error.show()
@@ -85,10 +94,69 @@ def main() -> None:
             click.echo(f"Interrupted; {what}.", err=True)
         status = INTERRUPTED
     except Exception as error:  # noqa: BLE001 (a defect of ours must not look like damaged data)
-        status = _fail(_unforeseen(error), as_json="--json" in sys.argv)
+        status = _fail(_unforeseen(error), as_json=_json_is_wanted())
     if "colorama" in sys.modules:  # DVC lets it write an escape sequence after our last word
         atexit.unregister(sys.modules["colorama"].initialise.reset_all)
     sys.exit(status)
+
+
+def _json_is_wanted() -> bool:
+    """Return whether a failure that comes before the options are read is to be a document."""
+    words = sys.argv[1:]
+    if any(word == "--output" or word.startswith("--output=") for word in words):
+        return False
+    pairs = itertools.pairwise(words)
+    return "--json" in words or "--format=json" in words or ("--format", "json") in pairs
+
+
+@dataclass(frozen=True, slots=True)
+class _Output:
+    """In which format the outcome goes where."""
+
+    format: str
+    file: str | None
+
+    @property
+    def as_json(self) -> bool:
+        """Whether stdout is to hold one JSON document, of a failure too."""
+        return self.format == "json" and self.file is None
+
+    @property
+    def quiet(self) -> bool:
+        """Whether progress would disturb whoever reads this."""
+        return self.format != "text"
+
+
+def _output_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command ``--format``, ``--json`` and ``--output``, and it one ``output`` for them."""
+
+    @functools.wraps(command)
+    def call(*, form: str | None, as_json: bool, file: str | None, **rest: Any) -> int:
+        if as_json and form not in (None, "json"):
+            raise click.UsageError(f"'--json' is '--format json', and '--format {form}' another.")
+        output = _Output(form or ("json" if as_json else "text"), file)
+        return int(command(output=output, **rest))
+
+    options = (
+        click.option(
+            "--format",
+            "form",
+            type=click.Choice(FORMATS),
+            help="How the outcome is told; default text.",
+        ),
+        click.option("--json", "as_json", is_flag=True, help="The same as '--format json'."),
+        click.option(
+            "--output",
+            "file",
+            type=click.Path(),
+            metavar="FILE",
+            help="Write the outcome to FILE instead of stdout.",
+        ),
+    )
+    decorated: Callable[..., Any] = call
+    for option in reversed(options):
+        decorated = option(decorated)
+    return decorated
 
 
 def _show_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -132,7 +200,7 @@ def commands() -> None:
 @click.option(
     "--jobs", type=click.IntRange(1, MOST_JOBS), metavar="N", help="Reading threads, at most 256."
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@_output_options
 @click.option("--receipt", type=click.Path(), metavar="FILE", help="Write the verdict to FILE.")
 @click.option("--cold", is_flag=True, help="Drop cached pages first: read from the device.")
 @click.option(
@@ -153,7 +221,7 @@ def verify(
     all_outs: bool,
     store_name: str,
     jobs: int | None,
-    as_json: bool,
+    output: _Output,
     receipt: str | None,
     cold: bool,
     no_blocks: bool,
@@ -171,15 +239,16 @@ def verify(
             "'--attested' goes with '--store remote' or 'remote:NAME', and without '--receipt': a "
             "receipt says that bytes were read."
         )
-        return _fail(error, as_json=as_json)
+        return _fail(error, as_json=output.as_json)
     try:
         report, repository = _verified(targets, rev, all_outs, store_name, jobs, receipt, cold,
-                                       not no_blocks, attested, quiet=quiet or as_json)  # fmt: skip
+                                       not no_blocks, attested, quiet=quiet or output.quiet,
+                                       output=output.file)  # fmt: skip
     except IntegrityError as error:
-        return _fail(error, as_json=as_json)
+        return _fail(error, as_json=output.as_json)
     status = _STATUS[report.verdict.value]
     try:
-        _show(report, as_json=as_json, verbose=verbose, quiet=quiet)
+        _show(report, repository, output, verbose=verbose, quiet=quiet)
         if receipt is not None:
             _write(repository, report, receipt)
     except IntegrityError as error:
@@ -196,7 +265,7 @@ def verify(
 @click.option(
     "--jobs", type=click.IntRange(1, MOST_JOBS), metavar="N", help="Reading threads, at most 256."
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@_output_options
 @click.option("-q", "--quiet", is_flag=True, help="No progress, and silence if all is clean.")
 def status(
     targets: tuple[str, ...],
@@ -204,17 +273,17 @@ def status(
     all_outs: bool,
     all_places: bool,
     jobs: int | None,
-    as_json: bool,
+    output: _Output,
     quiet: bool,
 ) -> int:
     """Show for each damaged or missing file which places hold a good copy."""
     with _importing():
-        from dvc_integrity.console import print_status  # noqa: PLC0415
         from dvc_integrity.survey import damaged_rows, judged, survey  # noqa: PLC0415
 
     try:
         report, repository = _verified(targets, rev, all_outs, "workspace", jobs, None, False, True,
-                                       False, quiet=quiet or as_json)  # fmt: skip
+                                       False, quiet=quiet or output.quiet,
+                                       output=output.file)  # fmt: skip
         manifest = _expected(report)
         rows = range(len(manifest)) if all_places else damaged_rows(report, manifest)
         stores = _sources(repository)
@@ -222,21 +291,48 @@ def status(
         items = [item for item in judged(seen, report, manifest) if not item.good]
         about = {item.entry.path for item in items}
         rest = [each for each in report.findings if each.path not in about and not each.transient]
-        if as_json:
-            _print_document({
-                "schema": "dvc-integrity/status/1",
-                "verdict": report.verdict.value,
-                "rev": report.rev,
-                "targets": list(report.targets),
-                "items": [item.to_json() for item in items],
-                "others": [each.to_json() for each in rest],
-            })  # fmt: skip
-        else:
-            with _output():
-                print_status(items, rest, quiet=quiet)
     except IntegrityError as error:
-        return _fail(error, as_json=as_json)
-    return _status_of(report, items)
+        return _fail(error, as_json=output.as_json)
+    status = _status_of(report, items)
+    try:
+        _show_status(report, items, rest, repository, output, quiet=quiet)
+    except IntegrityError as error:
+        failure = _fail(error, as_json=False)
+        return DAMAGED if status == DAMAGED else failure
+    return status
+
+
+def _show_status(
+    report: Report,
+    items: list[Item],
+    others: list[Finding],
+    repository: Repository,
+    output: _Output,
+    *,
+    quiet: bool,
+) -> None:
+    from dvc_integrity.console import print_status  # noqa: PLC0415
+
+    if output.format == "text":
+        with _written_to(output.file):
+            print_status(items, others, quiet=quiet)
+    elif output.format == "json":
+        document = {
+            "schema": "dvc-integrity/status/1",
+            "verdict": report.verdict.value,
+            "rev": report.rev,
+            "targets": list(report.targets),
+            "items": [item.to_json() for item in items],
+            "others": [each.to_json() for each in others],
+        }
+        with _written_to(output.file):
+            print(json.dumps(document, indent=2))  # noqa: T201 (click would end the process)
+    else:
+        from dvc_integrity.formats import Outcome  # noqa: PLC0415
+
+        outs = {item.out.path for item in items} | {each.out for each in others}
+        places = _places(repository, outs, report.rev, output)
+        _tell(Outcome.of_survey(report, items, others, places), output)
 
 
 def _status_of(report: Report, items: list[Item]) -> int:
@@ -271,6 +367,9 @@ def _status_of(report: Report, items: list[Item]) -> int:
 @click.option("--older-than", metavar="AGE", help="For --purge-quarantine: 30d, 12h.")
 @click.option("--yes", is_flag=True, help="For --purge-quarantine: do not ask.")
 @click.option(
+    "--cold", is_flag=True, help="Read back all that is written, not only over something bad."
+)
+@click.option(
     "--jobs", type=click.IntRange(1, MOST_JOBS), metavar="N", help="Reading threads, at most 256."
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
@@ -290,6 +389,7 @@ def restore(
     purge_quarantine: bool,
     older_than: str | None,
     yes: bool,
+    cold: bool,
     jobs: int | None,
     as_json: bool,
     quiet: bool,
@@ -301,7 +401,11 @@ def restore(
     the way; what somebody wrote since only with --modified.
     """
     with _importing():
-        from dvc_integrity.console import print_plan, print_restoration  # noqa: PLC0415
+        from dvc_integrity.console import (  # noqa: PLC0415
+            print_plan,
+            print_restoration,
+            show_progress,
+        )
         from dvc_integrity.restore import restore as planned  # noqa: PLC0415
         from dvc_integrity.stores import ObjectStore  # noqa: PLC0415
 
@@ -316,6 +420,8 @@ def restore(
         report, repository = _verified(targets, rev, all_outs, store_name, jobs, None, False, True,
                                        False, quiet=quiet or as_json)  # fmt: skip
         stores = [repository.store(name) for name in sources] or _sources(repository)
+        if report.store == "cache" and not any(store.name == "cache" for store in stores):
+            stores.append(repository.cache)
         plan = planned(
             report,
             repository.workspace,
@@ -330,7 +436,8 @@ def restore(
         if dry_run:
             document: Plan | Restoration = plan
         else:
-            document = done = plan.apply(jobs=jobs)
+            with show_progress(len(plan.steps), None, quiet=quiet or as_json) as meter:
+                document = done = plan.apply(jobs=jobs, meter=meter, cold=cold)
         if as_json:
             _print_document(document.to_json())
         elif dry_run:
@@ -351,13 +458,14 @@ def _quarantine(purging: bool, older_than: str | None, yes: bool, *, as_json: bo
     from datetime import datetime, timezone  # noqa: PLC0415
 
     from dvc_integrity.console import print_quarantine  # noqa: PLC0415
-    from dvc_integrity.durable import exclusive, purge, quarantined  # noqa: PLC0415
+    from dvc_integrity.durable import exclusive  # noqa: PLC0415
+    from dvc_integrity.quarantine import Quarantine, purge  # noqa: PLC0415
     from dvc_integrity.repository import Repository  # noqa: PLC0415
 
     scratch = Repository().scratch
     folder = os.path.join(scratch, "quarantine")
     try:
-        kept = quarantined(folder)
+        kept = Quarantine(folder).entries()
     except OSError as error:
         raise StoreError(f"The quarantine cannot be read: {error}.") from error
     if older_than is not None or purging:
@@ -424,6 +532,7 @@ def _verified(
     attested: bool,
     *,
     quiet: bool,
+    output: str | None = None,
 ) -> tuple[Report, Repository]:
     with _importing():
         from dvc_integrity.console import show_progress  # noqa: PLC0415
@@ -435,6 +544,8 @@ def _verified(
     manifest = repository.manifest(*targets, rev=rev, all_outs=all_outs)
     if receipt is not None:
         _refuse_receipt(repository, manifest, receipt)
+    if output is not None:
+        _refuse_output(repository, manifest, output, receipt)
     held = manifest.of(store.holds)
     with show_progress(len(held), held.total_bytes, quiet=quiet) as meter:
         report = hold(
@@ -465,6 +576,19 @@ def _refuse_receipt(repository: Repository, manifest: Manifest, receipt: str) ->
         )
 
 
+def _refuse_output(
+    repository: Repository, manifest: Manifest, output: str, receipt: str | None
+) -> None:
+    """Refuse to write over data that DVC tracks, over what is no file, or over the receipt."""
+    _refuse_tracked(repository, manifest, output, "output", "reports/data.xml")
+    if not output or (os.path.exists(output) and not os.path.isfile(output)):
+        raise RepositoryError(
+            f"'{printable(output)}' is no file that the output could replace. Name another."
+        )
+    if receipt is not None and os.path.realpath(receipt) == os.path.realpath(output):
+        raise RepositoryError("'--receipt' and '--output' name the same file. Name two.")
+
+
 def _refuse_tracked(
     repository: Repository, manifest: Manifest, file: str, what: str, example: str
 ) -> None:
@@ -482,14 +606,73 @@ def _refuse_tracked(
         )
 
 
-def _show(report: Report, *, as_json: bool, verbose: bool, quiet: bool) -> None:
+def _show(
+    report: Report, repository: Repository, output: _Output, *, verbose: bool, quiet: bool
+) -> None:
     from dvc_integrity.console import print_report  # noqa: PLC0415
 
-    if as_json:
-        _print_document(report.to_json())
+    if output.format == "text":
+        with _written_to(output.file):
+            print_report(report, verbose=verbose, quiet=quiet)
+    elif output.format == "json":
+        with _written_to(output.file):
+            print(json.dumps(report.to_json(), indent=2))  # noqa: T201 (click would end the process)
+    else:
+        from dvc_integrity.formats import Outcome  # noqa: PLC0415
+
+        outs = {each.out for each in report.findings}
+        places = _places(repository, outs, report.rev, output)
+        _tell(Outcome.of_report(report, places), output)
+
+
+def _places(repository: Repository, outs: set[str], rev: str, output: _Output) -> dict[str, Place]:
+    """Return the lines of metadata that hold the hashes, for the formats that tell them."""
+    return repository.places(outs, rev) if output.format in ("sarif", "github") else {}
+
+
+def _tell(outcome: Outcome, output: _Output) -> None:
+    """Write an outcome in the format that was asked for."""
+    from dvc_integrity import formats  # noqa: PLC0415
+
+    renderings: dict[str, Callable[[Outcome], str]] = {
+        "junit": formats.junit,
+        "sarif": formats.sarif,
+        "github": formats.workflow_commands,
+        "prometheus": formats.prometheus,
+    }
+    with _written_to(output.file):
+        print(renderings[output.format](outcome), end="")  # noqa: T201 (click would end the process)
+    summary = os.environ.get(SUMMARY_VARIABLE)
+    if output.format == "github" and summary:
+        try:
+            with open(summary, "a", encoding="utf-8") as file:
+                file.write(formats.summary(outcome))
+        except OSError as error:
+            raise StoreError(
+                f"The summary '{printable(summary)}' that {SUMMARY_VARIABLE} names could not be "
+                f"written: {error.strerror or error}."
+            ) from error
+
+
+@contextlib.contextmanager
+def _written_to(file: str | None) -> Iterator[None]:
+    """Let what the block prints go to a file, whole or not at all; None: to stdout."""
+    if file is None:
+        with _output():
+            yield
         return
-    with _output():
-        print_report(report, verbose=verbose, quiet=quiet)
+    from dvc_integrity.durable import write_file  # noqa: PLC0415
+
+    kept = io.StringIO()
+    with contextlib.redirect_stdout(kept):
+        yield
+    try:
+        write_file(file, kept.getvalue().encode("utf-8", "backslashreplace"))
+    except OSError as error:
+        raise StoreError(
+            f"'{printable(file)}' could not be written: {error.strerror or error}. Nothing was "
+            f"left half written. Free space or name another file, and run again."
+        ) from error
 
 
 def _print_document(document: dict[str, Any]) -> None:

@@ -27,9 +27,9 @@ from rich.text import Text
 
 from dvc_integrity.damage import BLOCK_BYTES, PAGE_BYTES, Cell, CellKind, Damage
 from dvc_integrity.diagnose import Diagnosis
-from dvc_integrity.durable import Quarantined
 from dvc_integrity.errors import printable
 from dvc_integrity.hashing import Meter
+from dvc_integrity.quarantine import Kept
 from dvc_integrity.report import BLOCKS, Evidence, Finding, Report, Status, Verdict
 from dvc_integrity.restore import Plan, Restoration, Result
 from dvc_integrity.survey import Item, State
@@ -201,9 +201,7 @@ def print_restoration(done: Restoration, *, verbose: bool, quiet: bool) -> None:
     if quiet and done.ok:
         return
     failed = sum(not each.ok for each in done.outcomes) + len(done.hopeless)
-    console.print(
-        f"{restored:,} restored and read back, {failed:,} not, {len(done.untouched):,} left alone"
-    )
+    console.print(f"{restored:,} restored, {failed:,} not, {len(done.untouched):,} left alone")
     if any(each.quarantine for each in done.outcomes):
         console.print("What lay there is kept: 'dvc-integrity restore --list-quarantine' shows it.")
     if done.hopeless or any(each.result is Result.HOPELESS for each in done.outcomes):
@@ -219,7 +217,7 @@ def _print_untouched(console: Console, untouched: Sequence[tuple[Finding, str]])
         console.print(printable(text), markup=False)
 
 
-def print_quarantine(kept: Sequence[Quarantined]) -> None:
+def print_quarantine(kept: Sequence[Kept]) -> None:
     """Print what is in the quarantine, the oldest first."""
     console = _Console(highlight=False, soft_wrap=True)
     for each in kept:

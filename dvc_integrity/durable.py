@@ -1,8 +1,7 @@
 """Files that appear whole or not at all, survive a power cut, and are never lost.
 
 Temporary file beside the target, write, fsync, rename, fsync the folder. A kill at any
-instant leaves the old file or the new one. What is set aside goes to a quarantine, which
-nothing but ``purge`` ever empties.
+instant leaves the old file or the new one. Also the system calls for that which Python lacks.
 """
 
 from __future__ import annotations
@@ -10,27 +9,26 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import os
-import re
 import secrets
-import shutil
 import stat
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from datetime import datetime, timezone
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from typing import BinaryIO
 
 __all__ = [
+    "NO_SUCH_CALL",
     "InTheWayError",
-    "Quarantined",
+    "begin_writing",
     "clone",
+    "exchange",
     "exclusive",
     "folder_below",
-    "purge",
-    "quarantine",
-    "quarantined",
+    "make_folder",
+    "rename_new",
     "replacement",
+    "sync_files",
+    "sync_folder",
     "write_file",
 ]
 
@@ -40,17 +38,25 @@ NEW_FILE_MODE = 0o666
 NEW_FOLDER_MODE = 0o777
 """The same of a new folder."""
 
-QUARANTINED, NOTE = "bytes", "note.json"
-"""Names in a quarantined file's own folder."""
-
-_PLACE = re.compile(r"(\d{8}T\d{6})-[0-9a-f]{8}")
-_PLACE_TIME = "%Y%m%dT%H%M%S"
-"""The name of that folder: when it was made, in UTC, and what keeps two apart."""
+FILES_WORTH_ONE_SYNC = 64
+"""So many files are brought down by one call for their whole file system."""
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 _FICLONE = 0x40049409
 """Lets a file share the blocks of another (``ioctl_ficlone(2)``)."""
+
+_RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
+"""Flags of ``renameat2(2)``."""
+
+_HERE = -100
+"""``AT_FDCWD``: paths are relative to the current folder."""
+
+_SYNC_FILE_RANGE_WRITE = 2
+"""Begins to write, and does not wait (``sync_file_range(2)``)."""
+
+NO_SUCH_CALL = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP})
+"""Where the operating system, or this file system, cannot do what was asked."""
 
 
 class InTheWayError(NotADirectoryError):
@@ -97,7 +103,7 @@ def replacement(path: str) -> Iterator[BinaryIO]:
         As ``write_file``.
     """
     folder = os.path.dirname(path)
-    _make_folder(folder)
+    make_folder(folder)
     temporary = os.path.join(folder, f".{secrets.token_hex(8)}.tmp")
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     descriptor = os.open(temporary, flags, NEW_FILE_MODE)
@@ -111,7 +117,7 @@ def replacement(path: str) -> Iterator[BinaryIO]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
-    _sync_folder(folder)
+    sync_folder(folder)
 
 
 @contextlib.contextmanager
@@ -182,188 +188,101 @@ def clone(source: int, target: int) -> None:
     fcntl.ioctl(target, _FICLONE, source)
 
 
-def quarantine(
-    path: str, folder: str, note: Mapping[str, Any], *, within: int | None = None
-) -> str:
-    """Keep what lies at ``path`` in a folder of its own, with a note; return that folder.
-
-    A file stays where it is too, until it is replaced; anything else is moved. What others
-    hold by a hard link is copied, so that nobody changes the evidence.
+def exchange(source: str, folder: int, name: str, *, source_folder: int | None = None) -> None:
+    """Exchange two names in one step: at every instant each of them names something.
 
     Parameters
     ----------
-    path
-        What is to be kept.
-    folder
-        The quarantine, on any file system.
-    note
-        What is known about it; where and when are added.
-    within
-        A descriptor of the folder that it lies in: ``path`` is then only told, and no link on
-        the way to it is followed.
+    source
+        A path; relative to ``source_folder`` where that is given.
+    folder, name
+        The other one: a descriptor, and a name in it.
 
     Raises
     ------
-    FileNotFoundError
-        If nothing lies there.
     OSError
-        If it cannot be kept: nothing may take its place then.
+        If it cannot be done: EINVAL, ENOSYS or ENOTSUP where the file system or the operating
+        system has no such call, EXDEV between two file systems.
     """
-    now = datetime.now(timezone.utc)
-    name = path if within is None else os.path.basename(path)
-    found = os.stat(name, dir_fd=within, follow_symlinks=False)
-    place = os.path.join(folder, f"{now:{_PLACE_TIME}}-{secrets.token_hex(4)}")
-    _make_folder(place)
-    kept = os.path.join(place, QUARANTINED)
-    if stat.S_ISLNK(found.st_mode):
-        note = {
-            **note,
-            "link": os.readlink(name, dir_fd=within),
-            **_keep_target(name, kept, within),
-        }
-    elif stat.S_ISREG(found.st_mode):
-        _keep_file(name, kept, found, within)
-    else:
-        _move(name, kept, within)
-    document = {**note, "path": path, "time": now.isoformat()}
-    write_file(os.path.join(place, NOTE), (json.dumps(document, indent=2) + "\n").encode())
-    return place
+    _rename(source, folder, name, source_folder, _RENAME_EXCHANGE)
 
 
-def _keep_target(name: str, kept: str, within: int | None) -> dict[str, str]:
-    """Copy what a link points to, where it is a file: that stays where it is in any case."""
+def rename_new(source: str, folder: int, name: str, *, source_folder: int | None = None) -> None:
+    """Rename to a name that nothing has; parameters as ``exchange``.
+
+    Raises
+    ------
+    FileExistsError
+        If something has it.
+    OSError
+        If it cannot be done.
+    """
     try:
-        if stat.S_ISREG(os.stat(name, dir_fd=within).st_mode):
-            _copy(name, kept, within)
+        _rename(source, folder, name, source_folder, _RENAME_NOREPLACE)
     except OSError as error:
-        return {"not_copied": error.strerror or str(error)}
-    return {}
+        if error.errno not in NO_SUCH_CALL:
+            raise
+        os.link(  # it never replaces anything either
+            source, name, src_dir_fd=source_folder, dst_dir_fd=folder, follow_symlinks=False
+        )
+        os.unlink(source, dir_fd=source_folder)
 
 
-def _keep_file(name: str, kept: str, found: os.stat_result, within: int | None) -> None:
-    if found.st_nlink > 1:
+def _rename(source: str, folder: int, name: str, source_folder: int | None, flag: int) -> None:
+    renameat2 = _system_call("renameat2")
+    if renameat2 is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), source)
+    old = _HERE if source_folder is None else source_folder
+    if renameat2(old, os.fsencode(source), folder, os.fsencode(name), flag):
+        import ctypes  # noqa: PLC0415 (loaded already)
+
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), source, None, name)
+
+
+@cache
+def _system_call(name: str) -> Callable[..., int] | None:
+    """Return a function of the C library that Python does not offer; None where it has none."""
+    import ctypes  # noqa: PLC0415 (who only reads needs none of this)
+
+    return getattr(ctypes.CDLL(None, use_errno=True), name, None)
+
+
+def begin_writing(descriptor: int) -> None:
+    """Let the disk begin with what was written to a file, so that a later sync waits less."""
+    call = _system_call("sync_file_range")
+    if call is not None:
+        import ctypes  # noqa: PLC0415 (loaded already)
+
+        zero = ctypes.c_int64(0)
+        call(descriptor, zero, zero, _SYNC_FILE_RANGE_WRITE)  # it only hints: the sync tells errors
+
+
+def sync_files(paths: Sequence[str], file_system: int) -> dict[str, OSError]:
+    """Bring files down to the disk; return the errors by path.
+
+    Parameters
+    ----------
+    paths
+        Files that were written.
+    file_system
+        A descriptor on their file system, opened before they were written: many files are
+        brought down by one call for all of it.
+    """
+    call = _system_call("syncfs")
+    if len(paths) >= FILES_WORTH_ONE_SYNC and call is not None and call(file_system) == 0:
+        return {}
+    errors = {}
+    for path in paths:
         try:
-            _copy(name, kept, within)
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-        else:
-            return
-    try:  # what the device does not give can still be kept under another name
-        os.link(name, kept, src_dir_fd=within, follow_symlinks=False)
-    except OSError:  # another file system, or one without links
-        _copy(name, kept, within)
-
-
-def _copy(name: str, kept: str, within: int | None) -> None:
-    descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=within)
-    with open(descriptor, "rb") as source, replacement(kept) as target:
-        shutil.copyfileobj(source, target)
-
-
-def _move(name: str, kept: str, within: int | None) -> None:
-    """Move a folder, or what is neither file nor link; to another file system a folder only."""
-    try:
-        os.rename(name, kept, src_dir_fd=within)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-        source = name if within is None else f"/proc/self/fd/{within}/{name}"
-        if not os.path.isdir(source):
-            raise
-        shutil.copytree(source, kept, symlinks=True)
-        _sync_tree(kept)
-        shutil.rmtree(source)
-
-
-def _sync_tree(top: str) -> None:
-    for folder, _, names in os.walk(top):
-        for name in names:
-            path = os.path.join(folder, name)
-            if os.path.islink(path):
-                continue
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-        _sync_folder(folder)
-
-
-@dataclass(frozen=True, slots=True)
-class Quarantined:
-    """What was set aside once.
-
-    Attributes
-    ----------
-    place
-        The folder that it is kept in.
-    time
-        When, in UTC.
-    size
-        Bytes that are kept.
-    note
-        What was known about it; empty if a kill came before it was written.
-    """
-
-    place: str
-    time: datetime
-    size: int
-    note: Mapping[str, Any]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as a JSON object."""
-        return {
-            "place": self.place,
-            "time": self.time.isoformat(),
-            "bytes": self.size,
-            "note": dict(self.note),
-        }
-
-
-def quarantined(folder: str) -> list[Quarantined]:
-    """Return what is in a quarantine, the oldest first; anything else there is passed over.
-
-    Raises
-    ------
-    OSError
-        If it cannot be listed; a quarantine that was never needed is an empty one.
-    """
-    try:
-        with os.scandir(folder) as entries:
-            names = sorted(each.name for each in entries if each.is_dir(follow_symlinks=False))
-    except FileNotFoundError:
-        return []
-    matches = filter(None, map(_PLACE.fullmatch, names))
-    return [_read_place(folder, match) for match in matches]
-
-
-def _read_place(folder: str, match: re.Match[str]) -> Quarantined:
-    place = os.path.join(folder, match[0])
-    time = datetime.strptime(match[1], _PLACE_TIME).replace(tzinfo=timezone.utc)
-    try:
-        with open(os.path.join(place, NOTE), "rb") as file:
-            note = json.load(file)
-    except (FileNotFoundError, ValueError):
-        note = {}
-    size = sum(
-        os.lstat(os.path.join(inner, name)).st_size
-        for inner, _, names in os.walk(place)
-        for name in names
-        if (inner, name) != (place, NOTE)
-    )
-    return Quarantined(place, time, size, note if isinstance(note, dict) else {})
-
-
-def purge(kept: Quarantined) -> None:
-    """Delete what was set aside once, with its note; links in it are removed, never followed.
-
-    Raises
-    ------
-    OSError
-        If something of it cannot be deleted; what is left can be purged again.
-    """
-    shutil.rmtree(kept.place)
+        except OSError as error:
+            errors[path] = error
+    return errors
 
 
 @contextlib.contextmanager
@@ -375,7 +294,7 @@ def exclusive(path: str) -> Iterator[None]:
     OSError
         If the file of the lock cannot be made.
     """
-    _make_folder(os.path.dirname(path))
+    make_folder(os.path.dirname(path))
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, NEW_FILE_MODE)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -384,17 +303,29 @@ def exclusive(path: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _make_folder(folder: str) -> None:
-    """Make a folder and those on the way to it, each durably."""
+def make_folder(folder: str) -> None:
+    """Make a folder and those on the way to it, each durably; one that is there is left as it is.
+
+    Raises
+    ------
+    OSError
+        If it cannot be made.
+    """
     if os.path.isdir(folder):
         return
-    _make_folder(os.path.dirname(folder))
+    make_folder(os.path.dirname(folder))
     os.makedirs(folder, exist_ok=True)  # another process may be as fast
-    _sync_folder(os.path.dirname(folder))
+    sync_folder(os.path.dirname(folder))
 
 
-def _sync_folder(folder: str) -> None:
-    """Make a rename in ``folder`` survive a power cut."""
+def sync_folder(folder: str) -> None:
+    """Make what was named or renamed in a folder survive a power cut.
+
+    Raises
+    ------
+    OSError
+        If it cannot be opened, or the disk fails.
+    """
     descriptor = os.open(folder, _FOLDER)
     try:
         os.fsync(descriptor)

@@ -126,6 +126,14 @@ class Out:
     external: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A line of metadata: ``file`` relative to the root of the Git repository, from line 1."""
+
+    file: str
+    line: int
+
+
 @dataclass(frozen=True, eq=False)  # no slots: they leave no place for what is cached
 class Manifest:
     """What the files of some outputs must be at a revision; built by ``ManifestBuilder``.

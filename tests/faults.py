@@ -8,6 +8,7 @@ disk does.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import stat
 from collections.abc import Iterator
@@ -110,6 +111,46 @@ def delete(path: Path) -> None:
     """Remove a file."""
     with changed(path):
         path.unlink()
+
+
+def replace_by_folder(path: Path, inside: bytes = b"somebody's work") -> None:
+    """Put a folder with a file in it in the place of a file."""
+    with changed(path):
+        path.unlink()
+        path.mkdir()
+        (path / "inside").write_bytes(inside)
+
+
+def edit(path: Path, data: bytes) -> None:
+    """Make a file writable and overwrite its beginning, as an editor does through a link."""
+    with changed(path):
+        path.chmod(path.stat().st_mode | stat.S_IWUSR)
+        with path.open("r+b") as file:
+            file.write(data)
+
+
+def change_mode(path: Path, *, add: int = 0, take: int = 0) -> None:
+    """Give and take permissions; the bytes stay."""
+    before = stat.S_IMODE(path.stat().st_mode)
+    path.chmod((before | add) & ~take)
+    assert before != stat.S_IMODE(path.stat().st_mode), f"the fault did not change {path}"
+
+
+def own_copy(path: Path) -> None:
+    """Cut a file off from the cache object that it is a link to, as programs do that write anew."""
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(data)
+
+
+def tamper_listing(path: Path, turns: int = 1) -> None:
+    """Let the files of a ``.dir`` object change places: it still parses; silent."""
+    entries = json.loads(path.read_bytes())
+    digests = [entry["md5"] for entry in entries]
+    for position, entry in enumerate(entries):
+        entry["md5"] = digests[(position + turns) % len(digests)]
+    with changed(path):
+        _overwrite(path, json.dumps(entries, sort_keys=True).encode())
 
 
 def snapshot(root: Path) -> Snapshot:

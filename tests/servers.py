@@ -50,6 +50,87 @@ async def main():
 asyncio.run(main())
 """
 
+PROXY = """
+import socket, sys, threading
+target, fault, after, times = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+lock, left = threading.Lock(), [times]
+listening = socket.create_server(("127.0.0.1", 0))
+forever = threading.Event()
+
+def is_to_fail(head):
+    if sys.argv[5].encode() not in head:
+        return False
+    with lock:
+        left[0] -= 1
+        return left[0] >= 0
+
+def pump(source, sink):
+    while data := source.recv(65536):
+        sink.sendall(data)
+
+def answer(client):
+    # A request of a connection, which is closed after it.
+    head = b""
+    while b"\\r\\n\\r\\n" not in head:
+        data = client.recv(65536)
+        if not data:
+            return
+        head += data
+    head = head.replace(b"\\r\\n", b"\\r\\nConnection: close\\r\\n", 1)
+    failing = is_to_fail(head)
+    if failing and fault.isdigit():
+        client.sendall(b"HTTP/1.1 %s No\\r\\nContent-Length: 0\\r\\nConnection: close\\r\\n\\r\\n"
+                       % fault.encode())
+        return
+    with socket.create_connection(("127.0.0.1", target)) as server:
+        threading.Thread(target=copy_on, args=(client, server), daemon=True).start()
+        server.sendall(head)
+        answered, body = b"", 0
+        while b"\\r\\n\\r\\n" not in answered:
+            answered += server.recv(65536)
+        start, _, rest = answered.partition(b"\\r\\n\\r\\n")
+        if failing and fault == "stall" and after < 0:
+            forever.wait()
+        client.sendall(start + b"\\r\\n\\r\\n")
+        rest = rest or server.recv(65536)
+        while rest:
+            if failing and fault == "flip":
+                rest = bytes([rest[0] ^ 1]) + rest[1:]
+            if failing and fault in ("stall", "cut") and body + len(rest) > after:
+                client.sendall(rest[: after - body])
+                if fault == "stall":
+                    forever.wait()
+                return
+            client.sendall(rest)
+            body += len(rest)
+            rest = server.recv(65536)
+
+def copy_on(source, sink):
+    try:
+        pump(source, sink)
+    except OSError:
+        pass
+
+def serve(client):
+    with client:
+        try:
+            answer(client)
+            client.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+
+def accept():
+    while True:
+        client, _ = listening.accept()
+        threading.Thread(target=serve, args=(client,), daemon=True).start()
+
+threading.Thread(target=accept, daemon=True).start()
+print(listening.getsockname()[1], flush=True)
+sys.stdin.read()
+"""
+"""A faulty way to a web server: port, fault, bytes of the body before it, how often, and what the
+requests that it befalls have in their head. Faults: ``stall``, ``cut``, ``flip``, or a status."""
+
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "tester",
     "AWS_SECRET_ACCESS_KEY": "secret",

@@ -14,7 +14,7 @@ from typing import Any
 import faults
 import pytest
 from projects import Project, md5, object_path
-from servers import CREDENTIALS, S3, SSH, WEB, Bucket, served
+from servers import CREDENTIALS, PROXY, S3, SSH, WEB, Bucket, served
 
 from dvc_integrity.stores.attested import attested, is_plain_etag
 
@@ -191,6 +191,54 @@ def test_s3_gives_good_copies_and_takes_them(on_s3: Project, bucket: Bucket) -> 
     )
     (kept,) = (on_s3.root / ".dvc/tmp/integrity/quarantine").iterdir()
     assert b"2222" == (kept / "bytes").read_bytes()
+
+
+ALWAYS = "1000000"
+
+FAULTS = [
+    ("stall", "-1", "1", "clean"),  # it comes with the second try
+    ("stall", "-1", ALWAYS, "unreadable"),
+    ("stall", "5", ALWAYS, "unreadable"),
+    ("cut", "5", "1", "clean"),
+    ("cut", "0", ALWAYS, "unreadable"),
+    ("flip", "0", "1", "transient"),
+    ("flip", "0", ALWAYS, "corrupt"),
+    ("503", "0", "3", "clean"),
+    ("403", "0", ALWAYS, "unreadable"),
+]
+
+
+@pytest.mark.parametrize(("fault", "after", "times", "outcome"), FAULTS)
+def test_a_faulty_service_of_s3_is_told_from_damage(
+    on_s3: Project, bucket: Bucket, tmp_path: Path, fault: str, after: str, times: str, outcome: str
+) -> None:
+    """What passes is tried again; what stays is an error in bounded time, and no damage."""
+    path = f"data/{11 if fault in ('stall', 'cut') else 3:02}"
+    arguments = [str(bucket.port), fault, after, times, f"GET /{bucket.name}/{key(path)}"]
+    with served(PROXY, tmp_path, *arguments) as (port, _):
+        on_s3.dvc("remote", "modify", "far", "endpointurl", f"http://127.0.0.1:{port}")
+        on_s3.dvc("remote", "modify", "far", "read_timeout", "5")
+        status, report, _ = run("verify", "--store", "remote")
+    if outcome == "clean":
+        assert (0, []) == (status, report["findings"])
+        return
+    (finding,) = report["findings"]
+    assert path == finding["path"]
+    assert {"transient": 0, "corrupt": 1, "unreadable": 3}[outcome] == status
+    assert ("ok" if outcome == "transient" else outcome) == finding["status"]
+    assert (outcome == "transient") == finding["transient"]
+    if fault == "stall":
+        assert "stalled" in finding["detail"]
+
+
+def test_wrong_credentials_of_s3_are_named(on_s3: Project, bucket: Bucket, tmp_path: Path) -> None:
+    """Who may do nothing at all learns it once, and of which remote."""
+    with served(PROXY, tmp_path, str(bucket.port), "403", "0", ALWAYS, "HTTP") as (port, _):
+        on_s3.dvc("remote", "modify", "far", "endpointurl", f"http://127.0.0.1:{port}")
+        status, document, _ = run("verify", "--store", "remote")
+    assert (3, "StoreError") == (status, document["error"]), document
+    assert "remote:far" in document["message"]
+    assert "credentials" in document["message"]
 
 
 HEX = "0123456789abcdef" * 2

@@ -718,7 +718,7 @@ def test_a_read_that_is_cut_off_goes_on(
 ) -> None:
     """Failures that pass are tried again from where the read stopped; every byte comes once."""
     pauses: list[float] = []
-    monkeypatch.setattr(stores.connection.time, "sleep", pauses.append)
+    monkeypatch.setattr(stores.transport.time, "sleep", pauses.append)
     store = flaky(tmp_path, [error] * 7)
     assert NEW == b"".join(store.stream(NEW_DIGEST))
     assert 7 == len(pauses)
@@ -731,7 +731,7 @@ def test_a_failure_that_stays_is_an_error(
     error: Exception, tries: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is refused for good is not tried again, and nothing is tried for ever."""
-    monkeypatch.setattr(stores.connection.time, "sleep", lambda _: None)
+    monkeypatch.setattr(stores.transport.time, "sleep", lambda _: None)
     monkeypatch.setattr(Ending, "read", Ending.fail)
     store = flaky(tmp_path, failures := [error] * 1000)
     with pytest.raises(type(error)):

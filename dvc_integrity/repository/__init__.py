@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import difflib
 import logging
+import math
 import os
 import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -37,16 +38,18 @@ from dvc_integrity.errors import (
     printable,
 )
 from dvc_integrity.incidents import Incidents
-from dvc_integrity.manifest import Manifest, ManifestBuilder, Out
+from dvc_integrity.manifest import Manifest, ManifestBuilder, Out, Place
 from dvc_integrity.patterns import Version
 from dvc_integrity.reader import OnCorrupt, Reader
 from dvc_integrity.repository.causes import Causes
 from dvc_integrity.repository.history import History
+from dvc_integrity.repository.lines import Lines
 from dvc_integrity.repository.tracked import Tracked, read_tracked
 from dvc_integrity.repository.views import ROOT, WORKSPACE, Commit, ViewedRepo, WorkTree
 from dvc_integrity.restore import Restorer
 from dvc_integrity.schedule import Schedule
 from dvc_integrity.stores import DEFAULT_LINKS, Connection, ObjectStore, Workspace
+from dvc_integrity.stores.transport import MOST_STREAMS, STALL_SECONDS
 
 __all__ = ["WORKSPACE", "Repository", "default_rev"]
 
@@ -370,6 +373,39 @@ class Repository:
         inside = _inside(os.path.normpath(os.path.join(self._base, path)), self.root)
         return next((out for out in self.outs(rev) if inside and _covers(out.path, inside)), None)
 
+    def places(self, outs: Collection[str], rev: str) -> dict[str, Place]:
+        """Return which line of the metadata at a revision holds the hash of outputs.
+
+        Parameters
+        ----------
+        outs
+            Their paths; those that are no output at the revision are left out.
+        rev
+            As for ``manifest``.
+
+        Returns
+        -------
+        dict[str, Place]
+            By the path of the output. Of one that was never computed: where its stage begins in
+            ``dvc.yaml``.
+
+        Raises
+        ------
+        RepositoryError, ManifestError
+            As ``manifest``.
+        """
+        if not outs:
+            return {}
+        resolved = WORKSPACE if rev == WORKSPACE else self.resolve(rev)
+        repo, lines = self._repo_at(resolved), dict[str, Lines]()
+        inside = os.path.relpath(self.root, os.path.realpath(self._scm.root_dir))
+        places = {}
+        for each in self._tracked(resolved):
+            if each.out.path in outs:
+                file, line = _line_of(each, repo, lines)
+                places[each.out.path] = Place(os.path.normpath(os.path.join(inside, file)), line)
+        return places
+
     def versions(self, path: str) -> Iterator[Version]:
         """Yield what a path was to be at other commits of any branch, the newest first.
 
@@ -515,7 +551,12 @@ class Repository:
     def _connect(self, store: str, settings: dict[str, Any]) -> Connection:
         try:
             kind, config, base = get_cloud_fs(self._config, **settings)
-            filesystem = kind(**config)
+            filesystem = kind(**_in_bounded_time(kind, config))
+            if kind.protocol == "s3":  # botocore has 10 connections where nothing is said
+                client = filesystem.fs_args.setdefault("config_kwargs", {})
+                client.setdefault("max_pool_connections", MOST_STREAMS)
+                # Bytes that are not the service's are to be judged, not refused.
+                client.setdefault("response_checksum_validation", "when_required")
         except Exception as error:  # each kind of remote fails in a way of its own
             raise StoreError(
                 f"The {store} cannot be used: {_reason(error)}. Check it with 'dvc remote list' "
@@ -533,10 +574,20 @@ class Repository:
             )
         try:
             connection = Connection(
-                filesystem.fs, base, local, writable=kind.protocol not in _READ_ONLY
+                filesystem.fs,
+                base,
+                local,
+                writable=kind.protocol not in _READ_ONLY,
+                stall_seconds=_stall_seconds(config),
             )
             if not local:
                 connection.reach()
+        except PermissionError as error:
+            raise StoreError(
+                f"The {store} ('{printable(base)}') refuses the credentials: {_reason(error)}. "
+                f"They are wrong, or lack the right to read it: 'dvc config --list' shows what is "
+                f"configured."
+            ) from error
         except Exception as error:  # each kind of remote fails in a way of its own
             raise StoreError(
                 f"The {store} ('{printable(base)}') cannot be reached: {_reason(error)}. Check its "
@@ -603,6 +654,22 @@ class Repository:
         return {}
 
 
+def _in_bounded_time(kind: type[Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration of a remote, with an end to the wait for a session of SSH."""
+    if kind.protocol == "ssh" and not config.get("timeout"):
+        return {**config, "timeout": math.ceil(STALL_SECONDS)}  # DVC itself waits for half an hour
+    return dict(config)
+
+
+def _stall_seconds(config: Mapping[str, Any]) -> float:
+    """Return how long a remote may send nothing: what DVC's options for it allow to a request.
+
+    ``timeout`` is that of SSH; the others are of S3 and of web servers.
+    """
+    read = config.get("read_timeout") or config.get("timeout")
+    return float(read) + float(config.get("connect_timeout") or 0) if read else STALL_SECONDS
+
+
 def _refuse_policy(on_corrupt: str, source: str) -> None:
     if on_corrupt not in ("raise", "restore", "substitute"):
         raise ValueError(f"on_corrupt is 'raise', 'restore' or 'substitute', not {on_corrupt!r}")
@@ -653,6 +720,27 @@ def _choose(
         whole |= named
     chosen = {each: part for each, part in parts.items() if each not in whole}
     return chosen | {each: [] for each in whole}, names
+
+
+def _line_of(tracked: Tracked, repo: Repo, lines: dict[str, Lines]) -> tuple[str, int]:
+    """Return the metadata file of an output and the line in it; ``lines`` keeps what was read."""
+    file = tracked.out.defined_in
+    stage = tracked.out.stage.rpartition(":")[2] if tracked.out.stage else None
+    line = _lines(file, repo, lines).of_output(tracked.spelled, stage)
+    if line is not None or stage is None:
+        return file, line or 1
+    file = f"{file.removesuffix('dvc.lock')}dvc.yaml"
+    return file, _lines(file, repo, lines).of_stage(stage) or 1
+
+
+def _lines(file: str, repo: Repo, lines: dict[str, Lines]) -> Lines:
+    if file not in lines:
+        try:
+            with repo.fs.open(repo.fs.join(repo.root_dir, file), "rb") as opened:
+                lines[file] = Lines(opened.read())
+        except FileNotFoundError:  # a stage that never ran has no lock
+            lines[file] = Lines(b"")
+    return lines[file]
 
 
 def _covers(folder: str, path: str) -> bool:

@@ -33,12 +33,15 @@ class Tracked:
         The ``files:`` list that a version-aware remote makes DVC write, if there is one.
     address
         What DVC's command line calls the stage, or the ``.dvc`` file.
+    spelled
+        Its path as the metadata has it.
     """
 
     out: Out
     executable: bool
     files: tuple[Mapping[str, Any], ...] | None
     address: str
+    spelled: str
 
     @classmethod
     def read(cls, found: Any, root: str) -> Tracked:
@@ -82,6 +85,7 @@ class Tracked:
             executable=bool(found.meta.isexec),
             files=tuple(found.files) if found.files is not None else None,
             address=address,
+            spelled=str(found.def_path),
         )
 
 

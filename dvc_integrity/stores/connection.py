@@ -9,59 +9,44 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import random
 import secrets
 import stat
-import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from dvc_integrity.digest import Algorithm, Digest
-from dvc_integrity.durable import quarantine, replacement
+from dvc_integrity.durable import folder_below, make_folder
 from dvc_integrity.errors import printable
-from dvc_integrity.hashing import drop_cached_pages, hash_chunks, read_chunks
+from dvc_integrity.hashing import Meter, drop_cached_pages, hash_chunks, read_chunks
+from dvc_integrity.quarantine import Name, Quarantine
 from dvc_integrity.stores.attested import attested, is_plain_etag
+from dvc_integrity.stores.failures import as_os_error
 from dvc_integrity.stores.protocol import Presence, SourceError
 from dvc_integrity.stores.reading import stat_file
+from dvc_integrity.stores.transport import (
+    CHUNK_BYTES,
+    STALL_SECONDS,
+    Read,
+    Transport,
+    within,
+)
 
 __all__ = ["Connection"]
 
-CHUNK_BYTES = 1 << 20
-"""Bytes read from an object at a time."""
+LISTED_AT_A_TIME = 1000
+"""Objects that S3 lists in one answer at most."""
 
-ATTEMPTS = 5
-"""Tries without any progress before a failure that may pass is one."""
-
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 5.0
-"""How long to wait before the next try; doubled each time, and a random part of it is taken."""
+LISTING_SECONDS, WRITING_SECONDS = 3600.0, 600.0
+"""How long a whole listing, or sending up to 50 MiB, may take where no progress is seen."""
 
 PROTECTED = 0o444
 """Mode of an object of a local cache, as DVC leaves it."""
 
-_PASSING_ERRNOS = {
-    errno.ETIMEDOUT,
-    errno.ECONNRESET,
-    errno.ECONNABORTED,
-    errno.EPIPE,
-    errno.EAGAIN,
-    errno.EBUSY,
-    errno.ENETUNREACH,
-    errno.EHOSTUNREACH,
-}
-_PASSING_STATUSES = {408, 425, 429, 500, 502, 503, 504}  # RFC 9110, RFC 6585, RFC 8470
-_ABSENT = {404, 410}
-_PASSING_NAMES = {
-    "ClientPayloadError",  # aiohttp: the body ended too early
-    "ServerDisconnectedError",  # aiohttp
-    "HTTPClientError",  # botocore: the base of connection errors
-    "ConnectionLost",  # asyncssh
-}
-
 _WITH_BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "az", "adl", "oss"}
 _ATTESTING = {"s3", "s3a", "gs", "gcs", "abfs", "az"}
 _WITHOUT_FOLDERS = {"http", "https"}
+
 
 Result = TypeVar("Result")
 
@@ -82,6 +67,8 @@ class Connection:
         Whether objects can be put there.
     mode
         Mode of the objects, where they are local.
+    stall_seconds
+        How long a remote may send nothing.
     """
 
     filesystem: Any
@@ -89,6 +76,11 @@ class Connection:
     local: bool
     writable: bool = True
     mode: int = PROTECTED
+    stall_seconds: float = STALL_SECONDS
+    _transport: Transport = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_transport", Transport(self.filesystem, self.stall_seconds))
 
     def locate(self, digest: Digest, listing: bool = False) -> str:
         """Return the path of an object (``dvc_data.hashfile.db.HashFileDB.oid_to_path``)."""
@@ -121,14 +113,15 @@ class Connection:
 
         Raises
         ------
-        Exception
+        OSError
             What the service, or the lack of one, is told by.
         """
         names = self._protocols()
+        place = self.base.split("/")[0] if names & _WITH_BUCKETS else self.base
         try:
-            self.filesystem.info(self.base.split("/")[0] if names & _WITH_BUCKETS else self.base)
-        except FileNotFoundError as error:
-            if not names & _WITHOUT_FOLDERS or _real(error) is not error:
+            self._transport.tried(lambda used: used.info(place), place)
+        except FileNotFoundError:
+            if not names & _WITHOUT_FOLDERS:
                 raise
         except PermissionError as error:
             if "denied" not in str(error).lower():
@@ -139,7 +132,7 @@ class Connection:
         if self.local:
             return stat_file(path)
         try:
-            found = self._tried(lambda: self.filesystem.info(path), path)
+            found = self._transport.tried(lambda used: used.info(path), path)
         except OSError as error:
             return Presence(None, error)
         return Presence(found.get("size"))
@@ -152,11 +145,12 @@ class Connection:
         OSError
             If it does not answer.
         """
-        ask = getattr(self.filesystem, "call_s3", None)
-        if ask is None:
+        if not hasattr(self.filesystem, "call_s3"):
             return False
         bucket, key, _ = self.filesystem.split_path(path)
-        return is_plain_etag(self._tried(lambda: ask("head_object", Bucket=bucket, Key=key), path))
+        asked = {"Bucket": bucket, "Key": key}
+        about = self._transport.tried(lambda used: used.call_s3("head_object", **asked), path)
+        return is_plain_etag(about)
 
     def listed(self, folder: str) -> Iterator[tuple[str, int | None, Digest | None]]:
         """Yield the paths below a folder, each relative to it, their sizes and stated digests.
@@ -169,14 +163,35 @@ class Connection:
         if self.local:
             yield from _walk(folder)
             return
+        if hasattr(self.filesystem, "call_s3"):
+            yield from self._listed_by_s3(folder)
+            return
         self.filesystem.invalidate_cache()  # what was listed before may be old
         try:
-            found = self._tried(lambda: self.filesystem.find(folder, detail=True), folder)
+            found = self._transport.tried(
+                lambda used: used.find(folder, detail=True), folder, LISTING_SECONDS
+            )
         except FileNotFoundError:
             return
         prefix = self.filesystem._strip_protocol(folder).rstrip("/") + "/"  # noqa: SLF001 (there is no public name)
         for path, about in found.items():
             yield path.removeprefix(prefix), about.get("size"), attested(about)
+
+    def _listed_by_s3(self, folder: str) -> Iterator[tuple[str, int | None, Digest | None]]:
+        """List page by page: each is waited for alone, and memory holds one."""
+        bucket, key, _ = self.filesystem.split_path(folder)
+        prefix = f"{key.rstrip('/')}/".lstrip("/")
+        asked = {"Bucket": bucket, "Prefix": prefix, "MaxKeys": LISTED_AT_A_TIME}
+        while True:
+            page = self._transport.tried(
+                lambda used: used.call_s3("list_objects_v2", **asked),
+                folder,
+            )
+            for about in page.get("Contents", ()):
+                yield about["Key"].removeprefix(prefix), about.get("Size"), attested(about)
+            if not page.get("IsTruncated"):
+                return
+            asked["ContinuationToken"] = page["NextContinuationToken"]
 
     def stream(self, path: str) -> Iterator[bytes]:
         """Yield the bytes at a path, in pieces.
@@ -191,19 +206,13 @@ class Connection:
         if self.local:
             yield from read_chunks(path)
             return
-        offset, failures = 0, 0
-        while True:
-            try:
-                for chunk in self._stream_from(path, offset):
-                    offset, failures = offset + len(chunk), 0
-                    yield chunk
-            except Exception as error:  # each kind of remote fails in a way of its own
-                failures += 1
-                if failures == ATTEMPTS or not _may_pass(error):
-                    raise _as_os_error(error, path) from error
-                _pause(failures)
-            else:
-                return
+        yield from self._transport.stream(path)
+
+    def digests(
+        self, paths: Iterator[str], algorithm: Algorithm, jobs: int | None, meter: Meter | None
+    ) -> Generator[list[tuple[int, Read]], None, None]:
+        """Read and hash objects of a remote, many at a time, as ``Transport.digests``."""
+        return self._transport.digests(paths, algorithm, jobs, meter)
 
     def put(
         self,
@@ -250,18 +259,25 @@ class Connection:
         kept: str,
         note: dict[str, Any],
     ) -> None:
-        with replacement(path) as file:
-            found, _ = hash_chunks(_written(source(), file), digest.algorithm)
-            _refuse_other(found, digest, path)
-            file.flush()
-            os.fsync(file.fileno())
-            os.fchmod(file.fileno(), self.mode)
-            drop_cached_pages(file.fileno())
-            file.seek(0)
-            stored, _ = hash_chunks(iter(lambda: file.read(CHUNK_BYTES), b""), digest.algorithm)
-            _refuse_stored(stored, digest, path)
-            if os.path.lexists(path):
-                quarantine(path, kept, note)
+        folder, name = os.path.split(path)
+        make_folder(folder)
+        temporary = os.path.join(folder, f".{secrets.token_hex(8)}.dvc-integrity.tmp")
+        with open(temporary, "x+b", buffering=0) as file:
+            try:
+                found, _ = hash_chunks(_written(source(), file), digest.algorithm)
+                _refuse_other(found, digest, path)
+                os.fchmod(file.fileno(), self.mode)
+                os.fsync(file.fileno())
+                drop_cached_pages(file.fileno())
+                file.seek(0)
+                stored, _ = hash_chunks(iter(lambda: file.read(CHUNK_BYTES), b""), digest.algorithm)
+                _refuse_stored(stored, digest, path)
+                with folder_below(folder, "") as opened:
+                    Quarantine(kept).replace(temporary, Name(opened, name, path), digest, note)
+                    os.fsync(opened)
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(temporary)
 
     def _put_there(
         self,
@@ -273,105 +289,62 @@ class Connection:
     ) -> None:
         temporary = f"{self.base}/.dvc-integrity-{secrets.token_hex(8)}"
         try:
-            self.filesystem.makedirs(os.path.dirname(path), exist_ok=True)
-            with self.filesystem.open(temporary, "wb") as file:
-                found, _ = hash_chunks(_written(source(), file), digest.algorithm)
-                _refuse_other(found, digest, path)
+            self._written(lambda used: used.makedirs(os.path.dirname(path), exist_ok=True), path)
+            self._send(temporary, source, digest, path)
             stored, _ = hash_chunks(self.stream(temporary), digest.algorithm)
             _refuse_stored(stored, digest, path)
             self._keep(path, kept, note)
-            self.filesystem.mv(temporary, path)
+            self._written(lambda used: used.mv(temporary, path), path)
         except (OSError, SourceError):
             self._forget(temporary)
             raise
+
+    def _send(
+        self, temporary: str, source: Callable[[], Iterable[bytes]], digest: Digest, path: str
+    ) -> None:
+        """Write to a temporary object; one that is not whole is not finished."""
+        file = self._written(lambda used: used.open(temporary, "wb"), path)
+        hasher = digest.algorithm.hasher()
+        try:
+            for chunk in source():
+                hasher.update(chunk)
+                self._written(lambda _: file.write(chunk), path)  # noqa: B023 (it ends before the next)
+            _refuse_other(Digest(digest.algorithm, hasher.digest()), digest, path)
+        finally:
+            self._written(lambda _: file.close(), path)
+
+    def _written(self, action: Callable[[Any], Result], path: str) -> Result:
+        """Do a step of writing once, in bounded time.
+
+        Raises
+        ------
+        OSError
+            If it fails.
+        """
+        try:
+            return within(WRITING_SECONDS, lambda: action(self._transport.filesystem), path)
         except Exception as error:  # each kind of remote fails in a way of its own
-            self._forget(temporary)
-            raise _as_os_error(error, path) from error
+            raise as_os_error(error, path) from error
 
     def _keep(self, path: str, kept: str, note: dict[str, Any]) -> None:
         """Bring what lies at a path into the quarantine on this machine."""
         if isinstance(self.stat(path).error, FileNotFoundError):
             return
-        os.makedirs(kept, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=kept) as file:
-            file.writelines(self.stream(path))
-            file.flush()
-            os.fsync(file.fileno())  # it is the only copy soon
-            quarantine(file.name, kept, {**note, "object": path})
+        make_folder(kept)
+        temporary = os.path.join(kept, f".{secrets.token_hex(8)}.dvc-integrity.tmp")
+        try:
+            with open(temporary, "xb") as file:
+                file.writelines(self.stream(path))
+                file.flush()
+                os.fsync(file.fileno())  # it is the only copy soon
+            Quarantine(kept).keep(temporary, {**note, "object": path})
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
 
     def _forget(self, temporary: str) -> None:
         with contextlib.suppress(Exception):  # what failed is told; this only tidies up
-            self.filesystem.rm_file(temporary)
-
-    def _stream_from(self, path: str, offset: int) -> Iterator[bytes]:
-        with self.filesystem.open(path, "rb") as file:
-            if offset:
-                file.seek(offset)
-            while chunk := file.read(CHUNK_BYTES):
-                offset += len(chunk)
-                yield chunk
-            size = getattr(file, "size", None)
-        if size is not None and offset < size:
-            raise ConnectionError(f"it ended after {offset} of {size} bytes")
-
-    def _tried(self, action: Callable[[], Result], path: str) -> Result:
-        """Do something that may fail for a while.
-
-        Raises
-        ------
-        OSError
-            If it fails for good.
-        """
-        for failures in range(1, ATTEMPTS):
-            try:
-                return action()
-            except Exception as error:  # each kind of remote fails in a way of its own
-                if not _may_pass(error):
-                    raise _as_os_error(error, path) from error
-                _pause(failures)
-        try:
-            return action()
-        except Exception as error:
-            raise _as_os_error(error, path) from error
-
-
-def _real(error: BaseException) -> BaseException:
-    """Return what is behind an error: fsspec calls any failure of HTTP a file that is absent."""
-    cause = error.__cause__
-    if not isinstance(error, FileNotFoundError) or cause is None:
-        return error
-    refused = getattr(cause, "status", 404) not in _ABSENT
-    failed = isinstance(cause, (OSError, TimeoutError)) and not isinstance(cause, FileNotFoundError)
-    return cause if refused or failed or _names(cause) & _PASSING_NAMES else error
-
-
-def _names(error: BaseException) -> set[str]:
-    return {kind.__name__ for kind in type(error).__mro__}
-
-
-def _may_pass(error: BaseException) -> bool:
-    """Return whether a failure on the network is of the kind that passes."""
-    error = _real(error)
-    if isinstance(error, (ConnectionError, TimeoutError)):
-        return not isinstance(error, ConnectionRefusedError)
-    if isinstance(error, OSError) and error.errno in _PASSING_ERRNOS:
-        return True
-    if getattr(error, "status", None) in _PASSING_STATUSES:
-        return True
-    return bool(_names(error) & _PASSING_NAMES)
-
-
-def _pause(failures: int) -> None:
-    longest = min(FIRST_PAUSE_SECONDS * 2 ** (failures - 1), LONGEST_PAUSE_SECONDS)
-    time.sleep(random.uniform(longest / 2, longest))  # noqa: S311 (so that clients do not march in step)
-
-
-def _as_os_error(error: BaseException, path: str) -> OSError:
-    error = _real(error)
-    if isinstance(error, OSError):
-        return error
-    said = printable(str(error)) or type(error).__name__
-    return OSError(errno.EIO, said, path)
+            self._written(lambda used: used.rm_file(temporary), temporary)
 
 
 def _written(chunks: Iterable[bytes], file: Any) -> Iterator[bytes]:

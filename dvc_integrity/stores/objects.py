@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from dvc_integrity.report import Hint
 from dvc_integrity.stores.connection import Connection
 from dvc_integrity.stores.protocol import Presence
 from dvc_integrity.stores.reading import blockwise, by_algorithm, stat_file
+from dvc_integrity.stores.transport import Read
 
 __all__ = ["ObjectStore", "StoredObject"]
 
@@ -174,7 +176,8 @@ class ObjectStore:
             paths = (connection.locate(digest) for digest in digests)
             large = blockwise(self.blocks, blocks, manifest, rows, algorithm)
             return hash_files(paths, algorithm, jobs=jobs, cold=cold, meter=meter, large=large)
-        return self._observe_remote(digests, jobs or REMOTE_STREAMS, meter)
+        paths = (connection.locate(digest) for digest in digests)
+        return _observed(connection.digests(paths, algorithm, jobs, meter))
 
     def read(
         self,
@@ -357,16 +360,6 @@ class ObjectStore:
             return b"", Observation(None, 0, None, None, error)
         return data, Observation(None, len(data), None, None, None)
 
-    def _observe_remote(
-        self, digests: Iterator[Digest], jobs: int, meter: Meter | None
-    ) -> Iterator[Observations]:
-        observe = partial(self._observe_object, meter=meter)
-        source = enumerate(digests)
-        with ThreadPoolExecutor(jobs, thread_name_prefix="dvc-integrity-read") as executor:
-            while batch := list(islice(source, jobs * 4)):
-                positions, wanted = zip(*batch, strict=True)
-                yield Observations.of(positions, list(executor.map(observe, wanted)))
-
     def _observe_object(
         self,
         digest: Digest,
@@ -396,6 +389,19 @@ class ObjectStore:
             self._connection = self._connection.reopened()
         self._process = os.getpid()
         return self._connection
+
+
+def _observed(batches: Generator[list[tuple[int, Read]], None, None]) -> Iterator[Observations]:
+    with closing(batches) as open_batches:
+        for batch in open_batches:
+            positions = [position for position, _ in batch]
+            yield Observations.of(positions, [_observation(read) for _, read in batch])
+
+
+def _observation(read: Read) -> Observation:
+    if isinstance(read, OSError):
+        return Observation(None, 0, None, None, read)
+    return Observation(*read, None, None, None)
 
 
 def _has_everything(_: Out) -> bool:

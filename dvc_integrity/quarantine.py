@@ -1,0 +1,579 @@
+"""A place for bad bytes: what is replaced goes there in the same instant, and stays.
+
+What lay under a name and what takes its place are exchanged in one step, so that at every
+instant the name has the old bytes or the new ones, and whoever puts another file there
+meanwhile gets it back. Each thing that was kept has a folder of its own with a note. While a
+replacement is under way that folder holds what is coming in or going out, and ``settle`` ends
+what a kill cut short. Nothing but ``purge`` ever empties the quarantine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import secrets
+import shutil
+import stat
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from dvc_integrity.digest import Digest
+from dvc_integrity.durable import (
+    NO_SUCH_CALL,
+    exchange,
+    make_folder,
+    rename_new,
+    sync_folder,
+    write_file,
+)
+from dvc_integrity.hashing import drop_cached_pages, hash_chunks, read_chunks
+
+__all__ = ["Identity", "Kept", "Name", "Quarantine", "identity", "purge"]
+
+BYTES, NOTE = "bytes", "note.json"
+"""Names in the folder of what was kept."""
+
+MOVING, BESIDE = "moving", "beside"
+"""Names there while a replacement is under way: what is exchanged, or a link to it."""
+
+_PLACE = re.compile(r"(\d{8}T\d{6})-[0-9a-f]{8}")
+_PLACE_TIME = "%Y%m%dT%H%M%S"
+"""The name of that folder: when it was made, in UTC, and what keeps two apart."""
+
+_HIDDEN = re.compile(r"\.[0-9a-f]{16}\.dvc-integrity\.tmp")
+"""A file beside its name, where the quarantine lies on another file system."""
+
+_NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+
+PIECE_BYTES = 1 << 20
+"""Bytes copied at a time."""
+
+Identity = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What was set aside once.
+
+    Attributes
+    ----------
+    place
+        The folder that it is kept in.
+    time
+        When, in UTC.
+    size
+        Bytes that are kept.
+    note
+        What was known about it; empty if a kill came before it was written.
+    """
+
+    place: str
+    time: datetime
+    size: int
+    note: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as a JSON object."""
+        return {
+            "place": self.place,
+            "time": self.time.isoformat(),
+            "bytes": self.size,
+            "note": dict(self.note),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A name in an open folder.
+
+    Attributes
+    ----------
+    folder
+        A descriptor; no link on the way to it is followed any more.
+    name
+        The last part of the path.
+    path
+        All of it, to be told.
+    """
+
+    folder: int
+    name: str
+    path: str
+
+    def stat(self) -> os.stat_result | None:
+        """Return what lies there, a link itself; None if nothing does."""
+        try:
+            return os.stat(self.name, dir_fd=self.folder, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+
+
+class Quarantine:
+    """The folder that bad bytes are kept in; one process at a time replaces or settles.
+
+    Parameters
+    ----------
+    folder
+        Where; it need not exist. On the file system of what is replaced, all is done by renames.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self._seen: dict[Identity, str] = {}
+        self._lock = threading.Lock()
+
+    # ------------------------------------------------------------- what is kept
+
+    def entries(self) -> list[Kept]:
+        """Return what is kept, the oldest first; anything else there is passed over.
+
+        Raises
+        ------
+        OSError
+            If it cannot be listed; a quarantine that was never needed is an empty one.
+        """
+        return [_read(place, time) for place, time in self._places()]
+
+    def _places(self) -> list[tuple[str, datetime]]:
+        try:
+            with os.scandir(self.folder) as entries:
+                names = sorted(each.name for each in entries if each.is_dir(follow_symlinks=False))
+        except FileNotFoundError:
+            return []
+        return [
+            (
+                os.path.join(self.folder, name),
+                datetime.strptime(match[1], _PLACE_TIME).replace(tzinfo=timezone.utc),
+            )
+            for name in names
+            if (match := _PLACE.fullmatch(name))
+        ]
+
+    def keep(self, file: str, note: Mapping[str, Any]) -> str:
+        """Move a file of this program's own into the quarantine; return its folder there.
+
+        Raises
+        ------
+        OSError
+            If it cannot be kept: it is then where it was.
+        """
+        place = self._make_place()
+        _write_note(place, note)
+        os.rename(file, os.path.join(place, BYTES))
+        sync_folder(place)
+        return place
+
+    # ------------------------------------------------------------- replacing
+
+    def replace(
+        self,
+        proven: str,
+        name: Name,
+        digest: Digest,
+        note: Mapping[str, Any],
+        *,
+        as_judged: Identity | None = None,
+    ) -> str | None:
+        """Give a proven file its name; what lay there is kept.
+
+        Parameters
+        ----------
+        proven
+            The file, or a link to an object that was proven; gone afterwards.
+        name
+            What it is to be called. The folder is to be synced by whoever opened it.
+        digest
+            What the proven bytes are.
+        note
+            What is known of what lies there now; where and when are added.
+        as_judged
+            The ``identity`` of the file that was judged, empty if there was none: a file that
+            is another one by now stays. None: whatever lies there is replaced.
+
+        Returns
+        -------
+        str | None
+            The folder that the old bytes are kept in; None if nothing lay there.
+
+        Raises
+        ------
+        FileExistsError
+            If somebody put something else there meanwhile; it lies there then.
+        OSError
+            If it cannot be done. What lay there lies there then, or is in the quarantine.
+        """
+        found = name.stat()
+        link = found is not None and stat.S_ISLNK(found.st_mode)  # what it leads to was judged
+        if found is not None and not link and as_judged not in (None, identity(found)):
+            raise _busy(name)
+        if found is None:
+            try:
+                rename_new(proven, name.folder, name.name)
+            except FileExistsError as error:
+                raise _busy(name) from error
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+            else:
+                return None
+        return self._exchange(proven, name, digest, note, found)
+
+    def _exchange(
+        self,
+        proven: str,
+        name: Name,
+        digest: Digest,
+        note: Mapping[str, Any],
+        found: os.stat_result | None,
+    ) -> str | None:
+        place = self._make_place()
+        moving = os.path.join(place, MOVING)
+        try:
+            os.rename(proven, moving)
+            if found is not None and stat.S_ISLNK(found.st_mode):
+                note = {**note, **_about_link(name, place)}
+            _write_note(place, {**note, "expected": str(digest), "path": name.path})
+            if found is None:
+                self._name_beside(place, name, digest)
+                return None
+            try:
+                exchange(moving, name.folder, name.name)
+            except OSError as error:
+                if error.errno == errno.EXDEV:
+                    return self._exchange_beside(place, name, digest, found)
+                if error.errno not in NO_SUCH_CALL:
+                    raise
+                return self._replace_in_two_steps(place, name, found)
+        except BaseException:
+            self._settle(place)
+            raise
+        if identity(os.lstat(moving)) != identity(found):
+            self._give_back(place, name)
+            raise _busy(name)
+        return self._kept(place, moving, found)
+
+    def _give_back(self, place: str, name: Name) -> None:
+        """Put back what somebody wrote while it was being replaced."""
+        exchange(os.path.join(place, MOVING), name.folder, name.name)
+        self._settle(place)
+
+    def _kept(self, place: str, moving: str, found: os.stat_result) -> str:
+        """Name what came out; what several names share is kept once."""
+        regular = stat.S_ISREG(found.st_mode)
+        with self._lock:
+            before = self._seen.get(identity(found)) if regular else None
+            if before is None:
+                self._seen[identity(found)] = place
+        if before is not None:
+            os.unlink(moving)
+            _forget(place)
+            return before
+        _end(place, moving)
+        return place
+
+    def _name_beside(self, place: str, name: Name, digest: Digest) -> None:
+        """Give a name that nothing has, where the quarantine lies on another file system."""
+        hidden = self._carried(place, name, digest)
+        rename_new(hidden.name, name.folder, name.name, source_folder=name.folder)
+        _forget(place)
+
+    def _exchange_beside(
+        self, place: str, name: Name, digest: Digest, found: os.stat_result
+    ) -> str:
+        """Replace where the quarantine lies on another file system: by a file beside the name."""
+        hidden = self._carried(place, name, digest)
+        try:
+            exchange(hidden.name, name.folder, name.name, source_folder=name.folder)
+        except OSError as error:
+            if error.errno not in NO_SUCH_CALL:
+                raise
+            return self._replace_in_two_steps(place, name, found, hidden)
+        came = hidden.stat()
+        if came is None or identity(came) != identity(found):
+            exchange(hidden.name, name.folder, name.name, source_folder=name.folder)
+            raise _busy(name)
+        _fetch(hidden, os.path.join(place, BYTES))
+        os.unlink(os.path.join(place, BESIDE))
+        sync_folder(place)
+        return place
+
+    def _carried(self, place: str, name: Name, digest: Digest) -> Name:
+        """Carry the proven file to a hidden one beside the name; the quarantine tells of it."""
+        folder = os.path.dirname(os.path.abspath(name.path))
+        secret = f".{secrets.token_hex(8)}.dvc-integrity.tmp"
+        hidden = Name(name.folder, secret, os.path.join(folder, secret))
+        os.symlink(hidden.path, os.path.join(place, BESIDE))
+        sync_folder(place)  # before there is anything to find
+        _carry(os.path.join(place, MOVING), hidden, digest)
+        os.unlink(os.path.join(place, MOVING))
+        return hidden
+
+    def _replace_in_two_steps(
+        self, place: str, name: Name, found: os.stat_result, hidden: Name | None = None
+    ) -> str:
+        """Keep, then replace, where the file system cannot exchange two names."""
+        if stat.S_ISREG(found.st_mode):
+            _copy(name.name, os.path.join(place, BYTES), name.folder)
+        elif not stat.S_ISLNK(found.st_mode):
+            _move_folder(name, os.path.join(place, BYTES))
+        sync_folder(place)
+        now = name.stat()
+        if now is not None and identity(now) != identity(found):
+            _discard(os.path.join(place, BYTES))
+            raise _busy(name)
+        if hidden is not None:
+            os.replace(hidden.name, name.name, src_dir_fd=name.folder, dst_dir_fd=name.folder)
+            os.unlink(os.path.join(place, BESIDE))
+        else:
+            os.replace(os.path.join(place, MOVING), name.name, dst_dir_fd=name.folder)
+        return place
+
+    # ------------------------------------------------------------- after a kill
+
+    def unsettled(self) -> bool:
+        """Return whether a replacement is under way, or was when its process was killed."""
+        return any(
+            os.path.lexists(os.path.join(place, name))
+            for place, _ in self._places()
+            for name in (MOVING, BESIDE)
+        )
+
+    def settle(self) -> None:
+        """End what a killed process began; nobody else may be replacing anything.
+
+        Raises
+        ------
+        OSError
+            If it cannot be done: nothing is lost then, and it can be tried again.
+        """
+        for place, _ in self._places():
+            self._settle(place)
+
+    def _settle(self, place: str) -> None:
+        """Keep what was going out; remove what was coming in, which is a proven copy."""
+        beside = os.path.join(place, BESIDE)
+        for moving in (os.path.join(place, MOVING), _target(beside)):
+            if not moving or not os.path.lexists(moving):
+                continue
+            expected = _read_note(place).get("expected")
+            if expected is None or _is_copy(moving, expected):
+                _discard(moving)
+            else:
+                _end(place, moving)
+        if os.path.lexists(beside):
+            os.unlink(beside)
+        if not os.path.lexists(os.path.join(place, BYTES)) and "link" not in _read_note(place):
+            _forget(place)
+
+    def _make_place(self) -> str:
+        now = datetime.now(timezone.utc)
+        place = os.path.join(self.folder, f"{now:{_PLACE_TIME}}-{secrets.token_hex(4)}")
+        make_folder(place)
+        return place
+
+
+def identity(found: os.stat_result) -> Identity:
+    """Return what tells a file, as it is now, from any other one under its name."""
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def purge(kept: Kept) -> None:
+    """Delete what was set aside once, with its note; links in it are removed, never followed.
+
+    Raises
+    ------
+    OSError
+        If something of it cannot be deleted; what is left can be purged again.
+    """
+    bytes_kept = os.path.join(kept.place, BYTES)
+    if os.path.lexists(bytes_kept):
+        _discard(bytes_kept)  # before the note that tells what it is
+    shutil.rmtree(kept.place)
+
+
+def _busy(name: Name) -> FileExistsError:
+    return FileExistsError(errno.EEXIST, "somebody wrote it meanwhile", name.path)
+
+
+def _end(place: str, moving: str) -> None:
+    """Give what came out its name in the quarantine, as bytes that nobody else holds."""
+    found = os.lstat(moving)
+    kept = os.path.join(place, BYTES)
+    if stat.S_ISLNK(found.st_mode):  # the note tells where it led
+        os.unlink(moving)
+    elif os.path.dirname(moving) != place:
+        folder = os.open(os.path.dirname(moving), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _fetch(Name(folder, os.path.basename(moving), moving), kept)
+        finally:
+            os.close(folder)
+    elif stat.S_ISREG(found.st_mode) and found.st_nlink > 1 and _copied(moving, kept):
+        os.unlink(moving)
+    else:
+        os.rename(moving, kept)
+    sync_folder(place)
+
+
+def _copied(source: str, target: str) -> bool:
+    """Copy a file that others hold by a hard link; False if its device does not give it."""
+    try:
+        _copy(source, target)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return False
+    return True
+
+
+def _about_link(name: Name, place: str) -> dict[str, str]:
+    """Tell where a link leads, and copy what lies there, if it is a file."""
+    about = {"link": os.readlink(name.name, dir_fd=name.folder)}
+    try:
+        if stat.S_ISREG(os.stat(name.name, dir_fd=name.folder).st_mode):
+            _copy(name.name, os.path.join(place, BYTES), name.folder)
+    except OSError as error:
+        about["not_copied"] = error.strerror or str(error)
+    return about
+
+
+def _copy(name: str, kept: str, within: int | None = None) -> None:
+    """Copy a file into the quarantine; half a copy of an earlier try is replaced."""
+    temporary = f"{kept}.part"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(temporary)
+    source = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=within)
+    with open(source, "rb") as file, open(os.open(temporary, _NEW_FILE, 0o600), "wb") as target:
+        shutil.copyfileobj(file, target, PIECE_BYTES)
+        target.flush()
+        os.fsync(target.fileno())
+    os.rename(temporary, kept)
+
+
+def _carry(proven: str, hidden: Name, digest: Digest) -> None:
+    """Copy a proven file to another file system, and prove it there again."""
+    if os.path.islink(proven):
+        os.symlink(os.readlink(proven), hidden.name, dir_fd=hidden.folder)
+        return
+    descriptor = os.open(hidden.name, _NEW_FILE, 0o600, dir_fd=hidden.folder)
+    with open(descriptor, "w+b", buffering=0) as file:
+        for chunk in read_chunks(proven):
+            rest = memoryview(chunk)
+            while rest:
+                rest = rest[file.write(rest) :]
+        os.fchmod(descriptor, stat.S_IMODE(os.stat(proven).st_mode))
+        os.fsync(descriptor)
+        drop_cached_pages(descriptor)
+        file.seek(0)
+        found, _ = hash_chunks(iter(lambda: file.read(PIECE_BYTES), b""), digest.algorithm)
+    if found != digest:
+        os.unlink(hidden.name, dir_fd=hidden.folder)
+        raise OSError(errno.EIO, f"what was written reads back as {found}")
+
+
+def _fetch(hidden: Name, kept: str) -> None:
+    """Bring what came out beside its name into the quarantine on another file system."""
+    found = hidden.stat()
+    if found is None:
+        return
+    if stat.S_ISLNK(found.st_mode):  # the note tells where it led
+        os.unlink(hidden.name, dir_fd=hidden.folder)
+    elif stat.S_ISDIR(found.st_mode):
+        _move_folder(hidden, kept)
+    else:
+        _copy(hidden.name, kept, hidden.folder)
+        os.unlink(hidden.name, dir_fd=hidden.folder)
+
+
+def _move_folder(name: Name, kept: str) -> None:
+    """Move a folder, or what is neither file nor link; to another file system a folder only."""
+    try:
+        os.rename(name.name, kept, src_dir_fd=name.folder)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        source = f"/proc/self/fd/{name.folder}/{name.name}"
+        if not os.path.isdir(source):
+            raise
+        shutil.copytree(source, kept, symlinks=True, dirs_exist_ok=True)
+        _sync_tree(kept)
+        shutil.rmtree(source)
+
+
+def _sync_tree(top: str) -> None:
+    for folder, _, names in os.walk(top):
+        for name in names:
+            path = os.path.join(folder, name)
+            if os.path.islink(path):
+                continue
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        sync_folder(folder)
+
+
+def _is_copy(path: str, expected: str) -> bool:
+    """Return whether something is the proven file that was coming in, or a link to one."""
+    found = os.lstat(path)
+    if stat.S_ISLNK(found.st_mode):
+        return True  # one that was going out is told in the note
+    if not stat.S_ISREG(found.st_mode):
+        return False
+    digest = Digest.parse(expected)
+    try:
+        return hash_chunks(read_chunks(path), digest.algorithm)[0] == digest
+    except OSError:
+        return False  # what cannot be read is kept
+
+
+def _discard(path: str) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    else:
+        os.unlink(path)
+
+
+def _forget(place: str) -> None:
+    shutil.rmtree(place)
+    sync_folder(os.path.dirname(place))
+
+
+def _target(beside: str) -> str | None:
+    """Return the file beside a name that a link in the quarantine tells of."""
+    try:
+        target = os.readlink(beside)
+    except FileNotFoundError:
+        return None
+    return target if _HIDDEN.fullmatch(os.path.basename(target)) else None
+
+
+def _write_note(place: str, note: Mapping[str, Any]) -> None:
+    document = {**note, "time": datetime.now(timezone.utc).isoformat()}
+    data = (json.dumps(document, indent=2) + "\n").encode()
+    write_file(os.path.join(place, NOTE), data)
+
+
+def _read_note(place: str) -> dict[str, Any]:
+    try:
+        with open(os.path.join(place, NOTE), "rb") as file:
+            note = json.load(file)
+    except (FileNotFoundError, ValueError):
+        return {}
+    return note if isinstance(note, dict) else {}
+
+
+def _read(place: str, time: datetime) -> Kept:
+    size = sum(
+        os.lstat(os.path.join(inner, name)).st_size
+        for inner, _, names in os.walk(place)
+        for name in names
+        if (inner, name) != (place, NOTE)
+    )
+    return Kept(place, time, size, _read_note(place))
