@@ -6,11 +6,13 @@ serves the whole run; DVC's own places are fresh for each test.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from matrix import matrix
 from projects import Project, new_project
 
 GIT_CONFIG = """\
@@ -64,6 +66,17 @@ def _dvc_places(
     monkeypatch.setenv("DVC_SYSTEM_CONFIG_DIR", str(places / "system"))
     monkeypatch.setenv("DVC_GLOBAL_CONFIG_DIR", str(places / "global"))
     monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(places / "site"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what became of every fault in every place, as a Markdown table."""
+    if os.environ.get("RESTORE_MATRIX") != "whole":
+        return
+    reports = itertools.chain(*terminalreporter.stats.values())
+    lines = matrix(each for each in reports if isinstance(each, pytest.TestReport))
+    terminalreporter.section("fault x place, remote and link type")
+    for line in lines:
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture
