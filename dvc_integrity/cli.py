@@ -21,7 +21,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -453,6 +453,133 @@ def restore(
     return DAMAGED if done.damaged else UNKNOWN if done.unknown else CLEAN
 
 
+@commands.command(context_settings={"ignore_unknown_options": True})
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND...")
+@click.option("--target", "targets", multiple=True, metavar="TARGET", help="As for verify.")
+@click.option("--rev", metavar="REV", help="Commit to hold data to; as for verify.")
+@click.option("--all", "all_outs", is_flag=True, help="Every output, those of stages too.")
+@click.option(
+    "--on-damage",
+    type=click.Choice(["refuse", "restore"]),
+    default="refuse",
+    help="Refuse to run (the default), or restore first what is missing or corrupt.",
+)
+@click.option("--recheck", is_flag=True, help="Hash every file again when the command has ended.")
+@click.option("--cold", is_flag=True, help="Drop cached pages first: read from the device.")
+@click.option(
+    "--jobs", type=click.IntRange(1, MOST_JOBS), metavar="N", help="Reading threads, at most 256."
+)
+@click.option("-q", "--quiet", is_flag=True, help="No progress, and silence if all is clean.")
+def gate(
+    command: tuple[str, ...],
+    targets: tuple[str, ...],
+    rev: str | None,
+    all_outs: bool,
+    on_damage: str,
+    recheck: bool,
+    cold: bool,
+    jobs: int | None,
+    quiet: bool,
+) -> int:
+    """Run COMMAND on verified data only, and keep a record of the run.
+
+    Ends with the status of COMMAND; with 1, 2 or 3, as verify does, if it was not run, and with
+    1 if it succeeded on data that changed meanwhile.
+    """
+    from datetime import datetime, timezone  # noqa: PLC0415
+
+    with _importing():
+        from dvc_integrity.child import CommandError, run  # noqa: PLC0415
+        from dvc_integrity.gate import Run, changed, look, write_record  # noqa: PLC0415
+        from dvc_integrity.repository import Repository  # noqa: PLC0415
+
+    try:
+        repository = Repository()
+        manifest = repository.manifest(*targets, rev=rev, all_outs=all_outs)
+        before = look(manifest, repository.workspace)
+        report = _held(repository, manifest, "workspace", jobs, cold, quiet=quiet)
+        if report.verdict.value == "damaged" and on_damage == "restore":
+            _restored(report, repository, jobs)
+            before = look(manifest, repository.workspace)
+            report = _held(repository, manifest, "workspace", jobs, cold, quiet=quiet)
+        if not report.ok:
+            with _output():
+                _refuse_to_run(report)
+            return _STATUS[report.verdict.value]
+        recorded = repository.manifest(*targets, rev="workspace", all_outs=all_outs)
+        earlier = repository.experiments()
+        variables = {
+            name: value for name, value in os.environ.items() if name.startswith("DVC_EXP_")
+        }
+        started = datetime.now(timezone.utc)
+        try:
+            status = run(command)
+        except CommandError as error:
+            click.echo(f"Error: {error}", err=True)
+            return error.status
+        ended = datetime.now(timezone.utc)
+        different = changed(manifest, repository.workspace, before, recheck=recheck, jobs=jobs)
+        after = Repository()
+        experiments = [
+            replace(each, outs=tuple(after.outs(each.commit)))
+            for each in sorted(after.experiments() - earlier, key=lambda each: each.name)
+        ]
+        record = write_record(
+            Run(
+                report,
+                recorded.digest == manifest.digest,
+                command,
+                status,
+                started,
+                ended,
+                variables,
+                experiments,
+                after.outs("workspace"),
+                recheck,
+                different,
+            ),
+            repository.records,
+        )
+    except IntegrityError as error:
+        return _fail(error, as_json=False)
+    for item in different:
+        click.echo(f"changed while the command ran: {printable(item.entry.path)}", err=True)
+    if not quiet:
+        click.echo(f"The record of this run is '{printable(record)}'.", err=True)
+    return status or (DAMAGED if different else CLEAN)
+
+
+def _restored(report: Report, repository: Repository, jobs: int | None) -> None:
+    """Restore what a report found bad, as ``restore`` does."""
+    from dvc_integrity.console import print_restoration  # noqa: PLC0415
+    from dvc_integrity.restore import restore as planned  # noqa: PLC0415
+
+    plan = planned(
+        report,
+        repository.workspace,
+        _sources(repository),
+        scratch=repository.scratch,
+        jobs=jobs,
+    )
+    done = plan.apply(jobs=jobs)
+    with contextlib.redirect_stdout(sys.stderr):  # stdout belongs to the command
+        print_restoration(done, verbose=False, quiet=True)
+
+
+def _refuse_to_run(report: Report) -> None:
+    """Tell why a command was not run, and what helps; on stderr, stdout belongs to it."""
+    from dvc_integrity.console import print_report  # noqa: PLC0415
+
+    with contextlib.redirect_stdout(sys.stderr):
+        print_report(report, verbose=False, quiet=False)
+    click.echo(
+        "The command was not run. If the data were changed on purpose: 'dvc add' (or 'dvc "
+        "commit'), 'git commit', and run this again; '--rev workspace' holds them to the metadata "
+        "as it lies there, and the record says that it was not committed.",
+        err=True,
+    )
+
+
 def _quarantine(purging: bool, older_than: str | None, yes: bool, *, as_json: bool) -> int:
     """List what was set aside, or delete what is older than an age."""
     from datetime import datetime, timezone  # noqa: PLC0415
@@ -535,23 +662,43 @@ def _verified(
     output: str | None = None,
 ) -> tuple[Report, Repository]:
     with _importing():
-        from dvc_integrity.console import show_progress  # noqa: PLC0415
         from dvc_integrity.repository import Repository  # noqa: PLC0415
-        from dvc_integrity.verify import verify as hold  # noqa: PLC0415
 
     repository = Repository()
-    store = repository.store(store_name)
+    repository.store(store_name)
     manifest = repository.manifest(*targets, rev=rev, all_outs=all_outs)
     if receipt is not None:
         _refuse_receipt(repository, manifest, receipt)
     if output is not None:
         _refuse_output(repository, manifest, output, receipt)
+    report = _held(
+        repository, manifest, store_name, jobs, cold, blocks=blocks, attested=attested, quiet=quiet
+    )
+    return report, repository
+
+
+def _held(
+    repository: Repository,
+    manifest: Manifest,
+    store_name: str,
+    jobs: int | None,
+    cold: bool,
+    *,
+    blocks: bool = True,
+    attested: bool = False,
+    quiet: bool,
+) -> Report:
+    """Hold a store to a manifest, and show how far it is."""
+    with _importing():
+        from dvc_integrity.console import show_progress  # noqa: PLC0415
+        from dvc_integrity.verify import verify as hold  # noqa: PLC0415
+
+    store = repository.store(store_name)
     held = manifest.of(store.holds)
     with show_progress(len(held), held.total_bytes, quiet=quiet) as meter:
-        report = hold(
+        return hold(
             manifest, store, jobs=jobs, cold=cold, meter=meter, blocks=blocks, attested=attested
         )
-    return report, repository
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import difflib
 import logging
 import math
 import os
+import re
 import weakref
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -37,6 +38,7 @@ from dvc_integrity.errors import (
     StoreError,
     printable,
 )
+from dvc_integrity.gate import Experiment
 from dvc_integrity.incidents import Incidents
 from dvc_integrity.manifest import Manifest, ManifestBuilder, Out, Place
 from dvc_integrity.patterns import Version
@@ -66,6 +68,9 @@ COMPARED_PATHS = 5000
 
 NEW_FOLDER_MODE, SHARED_FOLDER_MODE = 0o777, 0o2775
 """Of folders in the cache; the second with ``cache.shared`` (``LocalHashFileDB._dir_mode``)."""
+
+_EXPERIMENT = re.compile(r"refs/exps/([0-9a-f]{2})/([0-9a-f]{38})/(.+)")
+"""The reference of an experiment (``dvc.repo.experiments.refs.ExpRefInfo``)."""
 
 BASELINE_VARIABLE = "DVC_EXP_BASELINE_REV"
 """Set by DVC inside an experiment: the commit that the experiment started from."""
@@ -128,6 +133,17 @@ class Repository:
     def scratch(self) -> str:
         """The folder for what this package keeps beside DVC's temporary files."""
         return os.path.join(self.root, ".dvc", "tmp", "integrity")
+
+    @property
+    def records(self) -> str:
+        """The folder for the records of runs: of an experiment, in the project that it is one of.
+
+        The copy of the project that DVC runs it in is thrown away afterwards.
+        """
+        home = os.environ.get("DVC_ROOT", self.root)
+        if not os.path.isdir(os.path.join(home, Repo.DVC_DIR)):
+            home = self.root
+        return os.path.join(home, Repo.DVC_DIR, "tmp", "integrity", "runs")
 
     @property
     def _blocks(self) -> BlockRecords:
@@ -367,6 +383,27 @@ class Repository:
         """
         resolved = WORKSPACE if rev == WORKSPACE else self.resolve(rev)
         return [each.out for each in self._tracked(resolved)]
+
+    def experiments(self) -> set[Experiment]:
+        """Return the experiments that DVC keeps here, without their outputs.
+
+        Raises
+        ------
+        RepositoryError
+            If Git's references cannot be read.
+        """
+        if isinstance(self._scm, NoSCM):
+            return set()
+        try:
+            names = [str(name) for name in self._scm.iter_refs("refs/exps/")]
+            found = {name: self._scm.get_ref(name) for name in names}
+        except (SCMError, GitError, OSError) as error:
+            raise RepositoryError(f"The experiments cannot be listed: {_reason(error)}.") from error
+        return {
+            Experiment(match[3], match[1] + match[2], str(commit))
+            for name, commit in found.items()
+            if commit and (match := _EXPERIMENT.fullmatch(name))
+        }
 
     def out_at(self, path: str | os.PathLike[str], rev: str) -> Out | None:
         """Return the output that a path belongs to at a revision, if any does."""
