@@ -258,10 +258,7 @@ def _open(store: Place, manifest: Manifest, row: int, scratch: str) -> Content:
     place = store.place(manifest, row)
     if place is not None:
         return Content.of_file(place, cold=True)
-    digest = manifest[row].digest
-    if not isinstance(store, ObjectStore) or digest is None:
-        raise TypeError(f"{store.name} has neither a path nor a stream")
-    return Content.of_stream(store.stream(digest), scratch)
+    return Content.of_stream(store.chunks(manifest, row), scratch)
 
 
 def _good_copy(

@@ -18,8 +18,8 @@ import posixpath
 import re
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from io import BytesIO
 from itertools import chain, pairwise, repeat
@@ -160,6 +160,8 @@ class Manifest:
         ``uint8[n]``: the algorithm, and a bit for a recorded executable bit.
     out_index
         ``int32[n]``: the position in ``outs``.
+    versions
+        By the name of a version-aware remote: the id of the version that it keeps of a path.
     """
 
     rev: str
@@ -172,6 +174,7 @@ class Manifest:
     sizes: NDArray[np.int64]
     kinds: NDArray[np.uint8]
     out_index: NDArray[np.int32]
+    versions: Mapping[str, Mapping[bytes, str]] = field(default_factory=dict)
 
     SCHEMA = "dvc-integrity/manifest/1"
 
@@ -407,6 +410,7 @@ class ManifestBuilder:
         self._targets = tuple(targets)
         self._outs: list[Out] = []
         self._trees: list[str] = []
+        self._versions: dict[str, dict[bytes, str]] = {}
         self._runs: list[tuple[_Run, int]] = []
         self._folders = array("q")  # hashes of the folders on the way to each path
 
@@ -444,6 +448,10 @@ class ManifestBuilder:
                 kinds=np.array([kind], dtype=np.uint8),
             )
         )
+
+    def add_version(self, path: str, remote: str, version: str) -> None:
+        """Add the id of the version of a path that a version-aware remote keeps."""
+        self._versions.setdefault(remote, {})[os.fsencode(path)] = version
 
     def add_listing(
         self, chunks: deque[bytes], algorithm: Algorithm, *, only: Sequence[str] = ()
@@ -504,6 +512,7 @@ class ManifestBuilder:
                 np.array([out for _, out in ordered], dtype=np.int32),
                 [len(run.lengths) for run in runs],
             ),
+            versions=self._versions,
         )
         _refuse_files_that_are_folders(manifest, self._folders)
         return manifest

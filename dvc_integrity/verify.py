@@ -207,7 +207,7 @@ class _Attestation:
         if not isinstance(store, ObjectStore) or not store.attests:
             raise StoreError(
                 f"Nobody attests what lies in the {store.name}: it is no service that states "
-                f"checksums. Leave '--attested' out to read the objects."
+                f"checksums, or a version-aware remote. Leave '--attested' out to read the objects."
             )
         self._manifest = manifest
         self._store = store

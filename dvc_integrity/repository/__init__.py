@@ -21,15 +21,15 @@ from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
-from dvc.config import Config
+from dvc.config import Config, RemoteConfigError
 from dvc.exceptions import DvcException, NotDvcRepoError
-from dvc.fs import LocalFileSystem, get_cloud_fs
+from dvc.fs import LocalFileSystem, get_cloud_fs, get_fs_config
 from dvc.repo import Repo
 from dvc.scm import SCM, NoSCM, SCMError, resolve_rev
 from scmrepo.exceptions import SCMError as GitError
 
 from dvc_integrity.blocks import BlockRecords
-from dvc_integrity.digest import Algorithm, Digest
+from dvc_integrity.digest import Digest
 from dvc_integrity.errors import (
     IntegrityError,
     ManifestError,
@@ -50,7 +50,13 @@ from dvc_integrity.repository.tracked import Tracked, read_tracked
 from dvc_integrity.repository.views import ROOT, WORKSPACE, Commit, ViewedRepo, WorkTree
 from dvc_integrity.restore import Restorer
 from dvc_integrity.schedule import Schedule
-from dvc_integrity.stores import DEFAULT_LINKS, Connection, ObjectStore, Workspace
+from dvc_integrity.stores import (
+    DEFAULT_LINKS,
+    Connection,
+    ObjectStore,
+    VersionedStore,
+    Workspace,
+)
 from dvc_integrity.stores.transport import MOST_STREAMS, STALL_SECONDS
 
 __all__ = ["WORKSPACE", "Repository", "default_rev"]
@@ -199,6 +205,8 @@ class Repository:
         connect = partial(self._connect, f"remote:{name}", {"name": name})
         has = partial(_is_on_remote, name)
         home = partial(_is_home, name, self._default)
+        if self._is_versioned(name):
+            return VersionedStore(name, connect, has, is_home=home)
         return ObjectStore(f"remote:{name}", connect, has, blocks=self._blocks, is_home=home)
 
     def sources(self) -> tuple[ObjectStore, ...]:
@@ -513,12 +521,27 @@ class Repository:
         if out.external:
             builder.add_out(out)
         elif tracked.files is not None:
-            _add_files(builder, out, tracked.files, only)
+            _add_files(builder, tracked, tracked.files, only)
+            for each in tracked.files:
+                self._add_version(builder, out, f"{out.path}/{each['relpath']}", each)
         elif out.digest is None or not out.directory:
             builder.add_out(out)
             builder.add_entry(out.path, out.digest, out.size, tracked.executable)
+            self._add_version(builder, out, out.path, tracked.version)
         else:
             self._add_folder(builder, out, out.digest, only)
+
+    def _add_version(
+        self, builder: ManifestBuilder, out: Out, path: str, about: Mapping[str, Any]
+    ) -> None:
+        """Add which version of a file a version-aware remote keeps, if the metadata names one.
+
+        DVC takes one remote alone (``dvc.output.merge_file_meta_from_cloud``); where it recorded
+        none, the version is on the one that it pushes to.
+        """
+        version, remote = about.get("version_id"), about.get("remote") or out.remote
+        if version and (remote or self._default):
+            builder.add_version(path, str(remote or self._default), str(version))
 
     def _add_folder(
         self, builder: ManifestBuilder, out: Out, digest: Digest, only: Sequence[str]
@@ -588,6 +611,7 @@ class Repository:
     def _connect(self, store: str, settings: dict[str, Any]) -> Connection:
         try:
             kind, config, base = get_cloud_fs(self._config, **settings)
+            config = _with_versions(config)
             filesystem = kind(**_in_bounded_time(kind, config))
             if kind.protocol == "s3":  # botocore has 10 connections where nothing is said
                 client = filesystem.fs_args.setdefault("config_kwargs", {})
@@ -599,10 +623,10 @@ class Repository:
                 f"The {store} cannot be used: {_reason(error)}. Check it with 'dvc remote list' "
                 f"and 'dvc config --list'."
             ) from error
-        if config.get("version_aware") or config.get("worktree"):
+        if config.get("version_aware") and kind.protocol != "s3":
             raise StoreError(
-                f"The {store} keeps files under their own names (version-aware), which is not "
-                f"supported yet. Choose another store."
+                f"The {store} keeps files under their own names (version-aware), which is "
+                f"supported on S3 only. Choose another store."
             )
         local = issubclass(kind, LocalFileSystem)
         if local and settings.get("name") and not os.path.isdir(base):
@@ -632,6 +656,14 @@ class Repository:
                 f"--list' show what is configured."
             ) from error
         return connection
+
+    def _is_versioned(self, name: str) -> bool:
+        """Return whether a remote keeps versions of files under their own names."""
+        try:
+            config = get_fs_config(self._config, name=name)
+        except Exception:  # noqa: BLE001 (what is wrong with it is told where it is opened)
+            return False
+        return bool(config.get("version_aware") or config.get("worktree"))
 
     @property
     def _default(self) -> str | None:
@@ -696,6 +728,21 @@ def _in_bounded_time(kind: type[Any], config: Mapping[str, Any]) -> dict[str, An
     if kind.protocol == "ssh" and not config.get("timeout"):
         return {**config, "timeout": math.ceil(STALL_SECONDS)}  # DVC itself waits for half an hour
     return dict(config)
+
+
+def _with_versions(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration of a remote; one with ``worktree`` is version-aware, too.
+
+    Raises
+    ------
+    ConfigError
+        If it says otherwise, as DVC does (``dvc.data_cloud.DataCloud.get_remote``).
+    """
+    if not config.get("worktree"):
+        return dict(config)
+    if config.get("version_aware") is False:
+        raise RemoteConfigError("worktree remotes require version_aware cloud")
+    return {**config, "version_aware": True}
 
 
 def _stall_seconds(config: Mapping[str, Any]) -> float:
@@ -807,15 +854,18 @@ def _nearest(path: str, manifest: Manifest) -> str:
 
 
 def _add_files(
-    builder: ManifestBuilder, out: Out, files: Sequence[Mapping[str, Any]], only: Sequence[str]
+    builder: ManifestBuilder,
+    tracked: Tracked,
+    files: Sequence[Mapping[str, Any]],
+    only: Sequence[str],
 ) -> None:
     """Add an output whose files stand in the metadata itself, one by one."""
+    out, algorithm = tracked.out, tracked.algorithm
     builder.add_out(out)
     for each in files:
         name = each["relpath"]
         if only and not any(_covers(part, name) for part in only):
             continue
-        algorithm = Algorithm.MD5
         digest = Digest.from_hex(algorithm, each["md5"]) if each.get("md5") else None
         executable = bool(each.get("isexec"))
         builder.add_entry(f"{out.path}/{name}", digest, each.get("size"), executable)

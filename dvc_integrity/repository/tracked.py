@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import dvc.output
@@ -35,6 +35,10 @@ class Tracked:
         What DVC's command line calls the stage, or the ``.dvc`` file.
     spelled
         Its path as the metadata has it.
+    algorithm
+        Of the hashes in ``files``.
+    version
+        The version-aware remote that keeps a single file, and the id of the version there.
     """
 
     out: Out
@@ -42,6 +46,8 @@ class Tracked:
     files: tuple[Mapping[str, Any], ...] | None
     address: str
     spelled: str
+    algorithm: Algorithm = Algorithm.MD5
+    version: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, found: Any, root: str) -> Tracked:
@@ -56,6 +62,7 @@ class Tracked:
         source = bool(stage.is_data_source)
         file = stage.repo.fs.relpath(stage.path, root)
         address = file if source else f"{file}:{stage.name}" if file != "dvc.yaml" else stage.name
+        dos2unix = found.hash_name == Algorithm.MD5_DOS2UNIX.value
         defined_in = file if source else file.removesuffix("dvc.yaml") + "dvc.lock"
         try:
             digest = _digest_of(found.hash_info)
@@ -86,6 +93,8 @@ class Tracked:
             files=tuple(found.files) if found.files is not None else None,
             address=address,
             spelled=str(found.def_path),
+            algorithm=Algorithm.MD5_DOS2UNIX if dos2unix else Algorithm.MD5,
+            version={"version_id": found.meta.version_id, "remote": found.meta.remote},
         )
 
 
