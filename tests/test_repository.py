@@ -570,6 +570,19 @@ def test_a_files_list_gives_each_file_with_its_size(project: Project) -> None:
     }
     assert [True, False, False] == [entry.executable for entry in manifest]
     assert [(True, None)] == [(out.directory, out.unverifiable) for out in manifest.outs]
+    assert {"store": {os.fsencode(path): "v1" for path in FOLDER}} == manifest.versions
+
+
+def test_a_files_list_of_dvc_2_has_hashes_of_its_kind(project: Project) -> None:
+    """Without `hash: md5` the hashes of the list are those of text with its line ends unified."""
+    data = {"data/a.txt": b"a\r\nb\r\n"}
+    files = [{"relpath": "a.txt", "md5": md5(b"a\nb\n"), "size": 6}]
+    project.write_outs("data.dvc", {"path": "data", "files": files})
+    project.write(data)
+    project.commit()
+    manifest = read()
+    assert hashes({"data/a.txt": b"a\nb\n"}, "md5-dos2unix") == found(manifest)
+    assert di.Verdict.CLEAN is di.verify(manifest, di.Repository().workspace).verdict
 
 
 def test_a_files_list_with_only_etags_is_unverifiable(project: Project) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from dvc_integrity.digest import Digest
 from dvc_integrity.errors import RestoreError
 from dvc_integrity.hashing import Meter
 from dvc_integrity.report import Finding, Status
@@ -149,7 +150,7 @@ def plan(items: Iterable[Item], findings: Iterable[Finding], choice: Choice) -> 
         What is asked for.
     """
     steps: list[Step] = []
-    hopeless: list[Item] = []
+    lacking: list[tuple[Item, tuple[str, ...]]] = []
     untouched = [(each, _NEVER.get(each.status, "no entry")) for each in findings]
     for item in items:
         reason = _why_not_wanted(item, choice)
@@ -164,8 +165,21 @@ def plan(items: Iterable[Item], findings: Iterable[Finding], choice: Choice) -> 
         if targets and sources:
             steps.append(Step(item, targets, sources))
         elif targets:
-            hopeless.append(item)
-    return Plan(tuple(steps), tuple(hopeless), tuple(untouched))
+            lacking.append((item, targets))
+    healed = {_object(step.item) for step in steps if CACHE in step.targets}
+    after = [
+        Step(item, targets, (CACHE,))
+        for item, targets in lacking
+        if CACHE in targets and _object(item) in healed
+    ]
+    served = {step.item for step in after}
+    hopeless = tuple(item for item, _ in lacking if item not in served)
+    return Plan((*steps, *after), hopeless, tuple(untouched))
+
+
+def _object(item: Item) -> tuple[Digest | None, bool]:
+    """Return what tells the object of an entry in the cache from others; some share it."""
+    return item.entry.digest, item.listing
 
 
 def _why_not_wanted(item: Item, choice: Choice) -> str:
