@@ -541,7 +541,7 @@ class Repository:
         """
         version, remote = about.get("version_id"), about.get("remote") or out.remote
         if version and (remote or self._default):
-            builder.add_version(path, str(remote or self._default), str(version))
+            builder.add_version(path, str(remote or self._default).lower(), str(version))
 
     def _add_folder(
         self, builder: ManifestBuilder, out: Out, digest: Digest, only: Sequence[str]
