@@ -225,3 +225,45 @@ def test_several_processes_restore_once_and_no_reader_sees_half(tracked: Project
     assert sorted([(GOOD, "cache")] + [(GOOD, "workspace")] * 5) == sorted(found)
     assert [bad] == [data for data, _ in kept(tracked)]
     assert seen <= {bad, GOOD}
+
+
+def test_what_another_program_renames_into_place_survives(project: Project) -> None:
+    """It writes files all the time while they are restored; each ends in place or is kept."""
+    count = 60
+    project.add("data", {f"data/{number}": b"%d good" % number * 300 for number in range(count)})
+    project.commit("data")
+    for number in range(count):
+        place = project.root / f"data/{number}"
+        place.unlink()
+        place.write_bytes(b"bad %d" % number)
+    repository = di.Repository(project.root)
+    report = di.verify(repository.manifest(), repository.workspace)
+    plan = di.restore(report, repository.workspace, [repository.cache], modified=True)
+    last: dict[int, bytes] = {}
+    done = threading.Event()
+
+    def write() -> None:
+        turn = 0
+        while not done.is_set():
+            number, data = turn * 7 % count, b"turn %d" % turn
+            (project.root / "new").write_bytes(data)
+            os.replace(project.root / "new", project.root / f"data/{number}")
+            last[number] = data
+            turn += 1
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        outcomes = plan.apply().outcomes
+    finally:
+        done.set()
+        writer.join()
+    aside = {data for data, _ in kept(project)}
+    lost = [
+        number
+        for number, data in last.items()
+        if data != (project.root / f"data/{number}").read_bytes() and data not in aside
+    ]
+    assert [] == lost
+    assert last
+    assert any("meanwhile" in each.detail or "written since" in each.detail for each in outcomes)
