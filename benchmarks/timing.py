@@ -68,7 +68,7 @@ class Row:
     peer
         What ours is compared with, or empty.
     unit
-        ``s``, ``MB`` (10**6 bytes) or ``MiB``.
+        ``s``, ``MB`` (10**6 bytes), ``MiB``, or what is counted.
     compared
         Whether the ratio of each pair is of interest; where ``ours`` is already a difference to
         the peer, it is not.
@@ -162,9 +162,11 @@ COLUMNS = ("work", "peer", "ours", "ratio median", "spread", "goal", "met?")
 
 
 def measured(values: Sequence[float], unit: str) -> str:
-    """Return the median and the spread of values, with three digits or more."""
+    """Return the median and the spread of values, with three digits or more; counts are whole."""
     middle = statistics.median(values)
     digits = 0 if middle >= 100 else 2 if middle >= 0.1 else 4  # noqa: PLR2004 (three digits)
+    if all(isinstance(value, int) for value in values):
+        digits = 0
     low, high = (f"{value:.{digits}f}" for value in (min(values), max(values)))
     return f"{middle:.{digits}f} {unit} ({low} to {high})"
 

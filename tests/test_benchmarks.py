@@ -24,6 +24,7 @@ COLUMNS = ["work", "peer", "ours", "ratio median", "spread", "goal", "met?"]
 
 GOALS = [">= 7x", "<= 0.2 s", "<= 0.5 s", "<= 5 s", "<= 150 MB", ">= 3.5x", ">= 8x", ">= 1.2x",
          "<= 300 MB", ">= 3x", "<= 300 MB", "<= 300 MB", ">= 1.5x",
+         ">= 3x", "<= 2 requests",
          "<= 1.05x the time", "<= 1.4x the time",
          "<= 1.05x the time", "<= 1.1 MiB", "<= 0 MiB"]  # fmt: skip
 """What is to be reached, in the order of the rows."""
@@ -75,7 +76,7 @@ def test_all_benchmarks_make_one_table_and_one_document(folder: Path, tmp_path: 
     assert [row["goal"] or "" for row in document["rows"]] == [row["goal"] for row in rows]
     assert GOALS == [row["goal"] for row in rows if row["goal"]]
     for row, told in zip(rows, document["rows"], strict=True):
-        assert re.fullmatch(r"-?[\d.]+ (s|MB|MiB) \(-?[\d.]+ to -?[\d.]+\)", row["ours"])
+        assert re.fullmatch(r"-?[\d.]+ (s|MB|MiB|requests) \(-?[\d.]+ to -?[\d.]+\)", row["ours"])
         assert {True: "yes", False: "no", None: "?" if row["goal"] else ""}[told["met"]] == row[
             "met?"
         ]

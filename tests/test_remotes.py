@@ -231,6 +231,42 @@ def test_a_faulty_service_of_s3_is_told_from_damage(
         assert "stalled" in finding["detail"]
 
 
+@pytest.mark.parametrize(
+    ("fault", "after", "times", "restored"),
+    [
+        ("cut", "5", "1", True),  # it goes on where it was cut off
+        ("cut", "0", ALWAYS, False),
+        ("flip", "0", "1", True),  # a second read gives other bytes, the right ones
+        ("flip", "0", ALWAYS, False),
+        ("stall", "5", "1", True),
+        ("503", "0", "2", True),
+    ],
+)
+def test_a_restore_from_a_faulty_service_takes_proven_bytes_or_none(
+    on_s3: Project, bucket: Bucket, tmp_path: Path, fault: str, after: str, times: str,
+    restored: bool
+) -> None:  # fmt: skip
+    """What never comes right leaves the file as it is, named as hopeless; nothing bad is stored."""
+    path = "data/11"
+    place, cached = on_s3.root / path, object_path(on_s3.cache, md5(FILES[path]))
+    faults.delete(cached)
+    place.unlink()
+    place.write_bytes(b"bad")
+    arguments = [str(bucket.port), fault, after, times, f"GET /{bucket.name}/{key(path)}"]
+    with served(PROXY, tmp_path, *arguments) as (port, _):
+        on_s3.dvc("remote", "modify", "far", "endpointurl", f"http://127.0.0.1:{port}")
+        on_s3.dvc("remote", "modify", "far", "read_timeout", "5")
+        status, document, _ = run("restore", "--modified")
+    assert restored == (status == 0)
+    assert (FILES[path] if restored else b"bad") == place.read_bytes()
+    assert restored == cached.exists()
+    if not restored:
+        results = {each["result"] for each in document["outcomes"] if each["path"] == path}
+        assert {"hopeless"} == results
+    staging = on_s3.root / ".dvc/tmp/integrity/staging"
+    assert not staging.exists() or [] == os.listdir(staging)
+
+
 def test_wrong_credentials_of_s3_are_named(on_s3: Project, bucket: Bucket, tmp_path: Path) -> None:
     """Who may do nothing at all learns it once, and of which remote."""
     with served(PROXY, tmp_path, str(bucket.port), "403", "0", ALWAYS, "HTTP") as (port, _):
