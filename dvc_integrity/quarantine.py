@@ -146,14 +146,8 @@ class Quarantine:
                 names = sorted(each.name for each in entries if each.is_dir(follow_symlinks=False))
         except FileNotFoundError:
             return []
-        return [
-            (
-                os.path.join(self.folder, name),
-                datetime.strptime(match[1], _PLACE_TIME).replace(tzinfo=timezone.utc),
-            )
-            for name in names
-            if (match := _PLACE.fullmatch(name))
-        ]
+        times = [(name, _time_of(name)) for name in names]
+        return [(os.path.join(self.folder, name), time) for name, time in times if time]
 
     def keep(self, file: str, note: Mapping[str, Any]) -> str:
         """Move a file of this program's own into the quarantine; return its folder there.
@@ -325,7 +319,8 @@ class Quarantine:
         sync_folder(place)
         now = name.stat()
         if now is not None and identity(now) != identity(found):
-            _discard(os.path.join(place, BYTES))
+            if stat.S_ISREG(found.st_mode):  # it lies there still; a folder lies here only
+                _discard(os.path.join(place, BYTES))
             raise _busy(name)
         if hidden is not None:
             os.replace(hidden.name, name.name, src_dir_fd=name.folder, dst_dir_fd=name.folder)
@@ -358,17 +353,20 @@ class Quarantine:
     def _settle(self, place: str) -> None:
         """Keep what was going out; remove what was coming in, which is a proven copy."""
         beside = os.path.join(place, BESIDE)
+        noted = os.path.lexists(os.path.join(place, NOTE))
+        cut = not noted or os.path.lexists(beside)
         for moving in (os.path.join(place, MOVING), _target(beside)):
             if not moving or not os.path.lexists(moving):
                 continue
-            expected = _read_note(place).get("expected")
-            if expected is None or _is_copy(moving, expected):
+            cut = True
+            if not noted or _is_copy(moving, _read_note(place).get("expected")):
                 _discard(moving)
             else:
                 _end(place, moving)
         if os.path.lexists(beside):
             os.unlink(beside)
-        if not os.path.lexists(os.path.join(place, BYTES)) and "link" not in _read_note(place):
+        empty = not os.path.lexists(os.path.join(place, BYTES))
+        if cut and empty and "link" not in _read_note(place):
             _forget(place)
 
     def _make_place(self) -> str:
@@ -395,6 +393,17 @@ def purge(kept: Kept) -> None:
     if os.path.lexists(bytes_kept):
         _discard(bytes_kept)  # before the note that tells what it is
     shutil.rmtree(kept.place)
+
+
+def _time_of(name: str) -> datetime | None:
+    """Return when a folder of the quarantine was made; None if it is none."""
+    match = _PLACE.fullmatch(name)
+    if match is None:
+        return None
+    try:
+        return datetime.strptime(match[1], _PLACE_TIME).replace(tzinfo=timezone.utc)
+    except ValueError:
+        return None  # there is no such day
 
 
 def _busy(name: Name) -> FileExistsError:
@@ -487,6 +496,7 @@ def _fetch(hidden: Name, kept: str) -> None:
         _move_folder(hidden, kept)
     else:
         _copy(hidden.name, kept, hidden.folder)
+        sync_folder(os.path.dirname(kept))
         os.unlink(hidden.name, dir_fd=hidden.folder)
 
 
@@ -519,14 +529,17 @@ def _sync_tree(top: str) -> None:
         sync_folder(folder)
 
 
-def _is_copy(path: str, expected: str) -> bool:
+def _is_copy(path: str, expected: object) -> bool:
     """Return whether something is the proven file that was coming in, or a link to one."""
     found = os.lstat(path)
     if stat.S_ISLNK(found.st_mode):
         return True  # one that was going out is told in the note
     if not stat.S_ISREG(found.st_mode):
         return False
-    digest = Digest.parse(expected)
+    try:
+        digest = Digest.parse(str(expected))
+    except ValueError:
+        return False  # nobody can tell: it is kept
     try:
         return hash_chunks(read_chunks(path), digest.algorithm)[0] == digest
     except OSError:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import pickle
+import re
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -125,3 +127,17 @@ def test_the_package_is_typed_and_has_a_version() -> None:
     module = [sys.executable, "-m", "dvc_integrity", "--version"]
     told = subprocess.run(module, capture_output=True, text=True, check=True)
     assert told.stdout.startswith(f"dvc-integrity, version {version} (MD5 by ")
+
+
+def test_every_package_is_installed() -> None:
+    """What setuptools is told to install are the folders with code, all of them."""
+    top = Path(__file__).parent.parent
+    listed = re.search(
+        r"^packages = \[(.*?)\]", (top / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL
+    )
+    assert listed
+    found = {
+        ".".join(path.parent.relative_to(top).parts)
+        for path in (top / "dvc_integrity").rglob("__init__.py")
+    }
+    assert found == set(re.findall(r'"(.*?)"', listed[1]))

@@ -295,11 +295,27 @@ def test_half_a_copy_is_made_anew(cut: Path) -> None:
 # ----------------------------------------------------------------- listing, keeping, purging
 
 
+def test_what_a_damaged_note_cannot_tell_is_kept(cut: Path) -> None:
+    """It may be the only copy of what was going out."""
+    (cut / "note.json").write_bytes(b"{")
+    (cut / "moving").write_bytes(OLD)
+    settle(cut)
+    assert {"bytes": OLD} == files(cut)
+
+
+def test_an_entry_whose_bytes_somebody_renamed_stays(cut: Path) -> None:
+    """It is settled, and nobody's to remove."""
+    (cut / "mine").write_bytes(OLD)
+    Quarantine(os.fspath(cut.parent)).settle()
+    assert {"mine": OLD} == files(cut)
+
+
 def test_other_files_in_the_quarantine_are_passed_over(cut: Path) -> None:
     """They are neither listed nor settled."""
     (cut / "bytes").write_bytes(OLD)
     (cut.parent / "notes.txt").write_bytes(b"mine")
     (cut.parent / "mine").mkdir()
+    (cut.parent / "20269999T000000-0123abcd").mkdir()
     quarantine = Quarantine(os.fspath(cut.parent))
     quarantine.settle()
     assert [os.fspath(cut)] == [each.place for each in quarantine.entries()]

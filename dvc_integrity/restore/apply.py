@@ -24,7 +24,7 @@ from dvc_integrity.manifest import Manifest
 from dvc_integrity.observation import Observation
 from dvc_integrity.quarantine import Quarantine
 from dvc_integrity.report import Finding, Status
-from dvc_integrity.restore.copying import NEW_FILE_MODE, Copier
+from dvc_integrity.restore.copying import NEW_FILE_MODE, STAGED_NAME, Copier
 from dvc_integrity.restore.naming import give_names, inside
 from dvc_integrity.restore.outcome import Outcome, Result
 from dvc_integrity.restore.plan import CACHE, WORKSPACE, Step
@@ -95,8 +95,8 @@ class StoresJob:
         try:
             with exclusive(os.path.join(self.scratch, "restore.lock")):
                 os.makedirs(staging, exist_ok=True)
-                for left in os.listdir(staging):  # by a restore that was killed
-                    os.unlink(os.path.join(staging, left))
+                for left in filter(STAGED_NAME.fullmatch, os.listdir(staging)):
+                    os.unlink(os.path.join(staging, left))  # by a restore that was killed
                 quarantine.settle()
                 with Copier(places, staging, cold=cold, jobs=jobs, meter=meter) as copier:
                     batch = _Batch(places, copier, quarantine, jobs)

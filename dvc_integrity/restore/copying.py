@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import stat
 from collections import defaultdict
@@ -24,13 +25,16 @@ from dvc_integrity.restore.sources import why_not
 from dvc_integrity.restore.work import Place, Places, Staged, Work
 from dvc_integrity.stores import ObjectStore, Store
 
-__all__ = ["NEW_FILE_MODE", "Copier"]
+__all__ = ["NEW_FILE_MODE", "STAGED_NAME", "Copier"]
 
 GROUP_FILES, GROUP_BYTES = 32, 1 << 24
 """Small files that are read and hashed side by side; so many groups are in memory at a time."""
 
 STREAMS_HERE, STREAMS_FAR = 2, 8
 """Threads that read and write: from a disk they keep it busy, from a network they wait."""
+
+STAGED_NAME = re.compile("[0-9a-f]{16}")
+"""Names of copies in the staging folder."""
 
 OBJECT_MODE = 0o444
 """DVC protects its objects (``dvc_data.hashfile.db.local.LocalHashFileDB.CACHE_MODE``)."""
