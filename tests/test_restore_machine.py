@@ -61,7 +61,7 @@ EXAMPLES = int(os.environ.get("DVC_INTEGRITY_MACHINE", "0"))
 """How many histories to try; by default few, and always the same."""
 
 thorough = settings(max_examples=EXAMPLES or 1, stateful_step_count=40, print_blob=True)
-brief = settings(max_examples=20, stateful_step_count=25, derandomize=True, phases=[Phase.generate])
+brief = settings(max_examples=12, stateful_step_count=25, derandomize=True, phases=[Phase.generate])
 
 
 def lying(path: Path) -> bytes | str | None:

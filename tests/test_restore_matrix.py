@@ -209,7 +209,7 @@ def _cells(kinds: tuple[str, ...]) -> Iterator[Cell]:
                 if kind != "local" and "remote" not in places and places != ("workspace", "cache"):
                     continue  # the remote takes no part
                 yield Cell(fault, places, link, kind, everywhere=True)
-                if "remote" not in places:
+                if "remote" not in places and (WHOLE or size == 1):
                     yield Cell(fault, places, link, kind, everywhere=False)
 
 
