@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, survive a power cut, and are never lost.
+"""Files that appear whole or not at all, and survive a power cut.
 
 Temporary file beside the target, write, fsync, rename, fsync the folder. A kill at any
 instant leaves the old file or the new one. Also the system calls for that which Python lacks.
@@ -7,12 +7,15 @@ instant leaves the old file or the new one. Also the system calls for that which
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
+import re
 import secrets
 import stat
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import BinaryIO
 
@@ -84,7 +87,8 @@ def write_file(path: str, data: bytes) -> None:
     ------
     OSError
         If the disk is full, the folder read-only, …: the old file is then still there,
-        untouched, and no temporary file is left.
+        untouched, and no temporary file is left. (If the last sync fails the new one is there,
+        and may not survive a power cut.)
     """
     with replacement(os.path.realpath(path)) as file:  # a link stays; what it points to changes
         file.write(data)
@@ -102,7 +106,7 @@ def replacement(path: str) -> Iterator[BinaryIO]:
     OSError
         As ``write_file``.
     """
-    folder = os.path.dirname(path)
+    folder = os.path.dirname(os.path.abspath(path))
     make_folder(folder)
     temporary = os.path.join(folder, f".{secrets.token_hex(8)}.tmp")
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -168,12 +172,19 @@ def _enter(descriptor: int, name: str, way: str, make: int | None) -> int:
         found = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
         link = os.readlink(name, dir_fd=descriptor) if stat.S_ISLNK(found.st_mode) else None
         raise InTheWayError(way, link) from error
-    with contextlib.suppress(FileExistsError):  # another process may be as fast
+    try:
         os.mkdir(name, make, dir_fd=descriptor)
+        made = True
+    except FileExistsError:  # another process was as fast
+        made = False
     inner = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=descriptor)
-    if make & ~NEW_FOLDER_MODE:  # mkdir takes neither the group's inheritance nor more than umask
-        os.fchmod(inner, make)
-    os.fsync(descriptor)
+    try:
+        if made and make & ~NEW_FOLDER_MODE:  # mkdir takes no inheritance of the group
+            os.fchmod(inner, make)
+        os.fsync(descriptor)
+    except OSError:
+        os.close(inner)
+        raise
     return inner
 
 
@@ -229,33 +240,36 @@ def rename_new(source: str, folder: int, name: str, *, source_folder: int | None
 
 
 def _rename(source: str, folder: int, name: str, source_folder: int | None, flag: int) -> None:
-    renameat2 = _system_call("renameat2")
-    if renameat2 is None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), source)
     old = _HERE if source_folder is None else source_folder
-    if renameat2(old, os.fsencode(source), folder, os.fsencode(name), flag):
-        import ctypes  # noqa: PLC0415 (loaded already)
+    _call("renameat2", old, os.fsencode(source), folder, os.fsencode(name), flag)
 
+
+def _call(name: str, *arguments: object) -> None:
+    """Call a function of the C library that Python does not offer.
+
+    Raises
+    ------
+    OSError
+        If it fails; ENOSYS where there is none.
+    """
+    function = getattr(_library(), name, None)
+    if function is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    if function(*arguments):
         number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), source, None, name)
+        raise OSError(number, os.strerror(number))
 
 
 @cache
-def _system_call(name: str) -> Callable[..., int] | None:
-    """Return a function of the C library that Python does not offer; None where it has none."""
-    import ctypes  # noqa: PLC0415 (who only reads needs none of this)
-
-    return getattr(ctypes.CDLL(None, use_errno=True), name, None)
+def _library() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def begin_writing(descriptor: int) -> None:
     """Let the disk begin with what was written to a file, so that a later sync waits less."""
-    call = _system_call("sync_file_range")
-    if call is not None:
-        import ctypes  # noqa: PLC0415 (loaded already)
-
-        zero = ctypes.c_int64(0)
-        call(descriptor, zero, zero, _SYNC_FILE_RANGE_WRITE)  # it only hints: the sync tells errors
+    whole = ctypes.c_int64(0)
+    with contextlib.suppress(OSError):  # it only hints: the sync tells errors
+        _call("sync_file_range", descriptor, whole, whole, _SYNC_FILE_RANGE_WRITE)
 
 
 def sync_files(paths: Sequence[str], file_system: int) -> dict[str, OSError]:
@@ -269,9 +283,10 @@ def sync_files(paths: Sequence[str], file_system: int) -> dict[str, OSError]:
         A descriptor on their file system, opened before they were written: many files are
         brought down by one call for all of it.
     """
-    call = _system_call("syncfs")
-    if len(paths) >= FILES_WORTH_ONE_SYNC and call is not None and call(file_system) == 0:
-        return {}
+    if len(paths) >= FILES_WORTH_ONE_SYNC and _syncfs_tells_errors():
+        with contextlib.suppress(OSError):  # then each file tells for itself
+            _call("syncfs", file_system)
+            return {}
     errors = {}
     for path in paths:
         try:
@@ -283,6 +298,14 @@ def sync_files(paths: Sequence[str], file_system: int) -> dict[str, OSError]:
         except OSError as error:
             errors[path] = error
     return errors
+
+
+@cache
+def _syncfs_tells_errors() -> bool:
+    """Return whether the kernel says that something was not written (since Linux 5.8)."""
+    release = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    number = (int(release[1]), int(release[2])) if release else (0, 0)
+    return sys.platform == "linux" and number >= (5, 8)
 
 
 @contextlib.contextmanager
@@ -311,6 +334,7 @@ def make_folder(folder: str) -> None:
     OSError
         If it cannot be made.
     """
+    folder = os.path.abspath(folder)
     if os.path.isdir(folder):
         return
     make_folder(os.path.dirname(folder))

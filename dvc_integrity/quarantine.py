@@ -2,9 +2,10 @@
 
 What lay under a name and what takes its place are exchanged in one step, so that at every
 instant the name has the old bytes or the new ones, and whoever puts another file there
-meanwhile gets it back. Each thing that was kept has a folder of its own with a note. While a
-replacement is under way that folder holds what is coming in or going out, and ``settle`` ends
-what a kill cut short. Nothing but ``purge`` ever empties the quarantine.
+meanwhile gets it back. (Where the file system cannot do that, it is done in two steps, and what
+is put there just between them is lost.) Each thing that was kept has a folder of its own with a
+note. While a replacement is under way that folder holds what is coming in or going out, and
+``settle`` ends what a kill cut short. Nothing but ``purge`` ever empties the quarantine.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
 import re
 import secrets
@@ -32,6 +34,7 @@ from dvc_integrity.durable import (
     sync_folder,
     write_file,
 )
+from dvc_integrity.errors import printable
 from dvc_integrity.hashing import drop_cached_pages, hash_chunks, read_chunks
 
 __all__ = ["Identity", "Kept", "Name", "Quarantine", "identity", "purge"]
@@ -51,10 +54,15 @@ _HIDDEN = re.compile(r"\.[0-9a-f]{16}\.dvc-integrity\.tmp")
 
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 
+PART = ".part"
+"""Ends the name of a copy that is not whole yet."""
+
 PIECE_BYTES = 1 << 20
 """Bytes copied at a time."""
 
 Identity = tuple[int, ...]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,11 +163,15 @@ class Quarantine:
         Raises
         ------
         OSError
-            If it cannot be kept: it is then where it was.
+            If it cannot be kept: it is where it was, or in the quarantine, but for a power cut.
         """
         place = self._make_place()
-        _write_note(place, note)
-        os.rename(file, os.path.join(place, BYTES))
+        try:
+            _write_note(place, note)
+            os.rename(file, os.path.join(place, BYTES))
+        except OSError:
+            _forget(place)
+            raise
         sync_folder(place)
         return place
 
@@ -239,10 +251,10 @@ class Quarantine:
             try:
                 exchange(moving, name.folder, name.name)
             except OSError as error:
-                if error.errno == errno.EXDEV:
-                    return self._exchange_beside(place, name, digest, found)
-                if error.errno not in NO_SUCH_CALL:
+                if error.errno not in (errno.EXDEV, *NO_SUCH_CALL):
                     raise
+                if error.errno == errno.EXDEV or os.lstat(moving).st_dev != found.st_dev:
+                    return self._exchange_beside(place, name, digest, found)
                 return self._replace_in_two_steps(place, name, found)
         except BaseException:
             self._settle(place)
@@ -288,11 +300,13 @@ class Quarantine:
             if error.errno not in NO_SUCH_CALL:
                 raise
             return self._replace_in_two_steps(place, name, found, hidden)
-        came = hidden.stat()
-        if came is None or identity(came) != identity(found):
+        try:
+            _refuse_another(hidden.stat(), found, name)
+            _fetch(hidden, os.path.join(place, BYTES))
+        except BaseException:  # what cannot be kept stays where it was
             exchange(hidden.name, name.folder, name.name, source_folder=name.folder)
-            raise _busy(name)
-        _fetch(hidden, os.path.join(place, BYTES))
+            raise
+        _remove(hidden)
         os.unlink(os.path.join(place, BESIDE))
         sync_folder(place)
         return place
@@ -302,9 +316,11 @@ class Quarantine:
         folder = os.path.dirname(os.path.abspath(name.path))
         secret = f".{secrets.token_hex(8)}.dvc-integrity.tmp"
         hidden = Name(name.folder, secret, os.path.join(folder, secret))
+        part = f"{secret}{PART}"
         os.symlink(hidden.path, os.path.join(place, BESIDE))
         sync_folder(place)  # before there is anything to find
-        _carry(os.path.join(place, MOVING), hidden, digest)
+        _carry(os.path.join(place, MOVING), Name(name.folder, part, hidden.path), digest)
+        os.rename(part, secret, src_dir_fd=name.folder, dst_dir_fd=name.folder)
         os.unlink(os.path.join(place, MOVING))
         return hidden
 
@@ -312,15 +328,18 @@ class Quarantine:
         self, place: str, name: Name, found: os.stat_result, hidden: Name | None = None
     ) -> str:
         """Keep, then replace, where the file system cannot exchange two names."""
+        kept = os.path.join(place, BYTES)
         if stat.S_ISREG(found.st_mode):
-            _copy(name.name, os.path.join(place, BYTES), name.folder)
+            _keep_file(name, kept, found)
+        elif hidden is not None and not stat.S_ISLNK(found.st_mode):
+            raise _not_kept(name)
         elif not stat.S_ISLNK(found.st_mode):
-            _move_folder(name, os.path.join(place, BYTES))
+            os.rename(name.name, kept, src_dir_fd=name.folder)
         sync_folder(place)
         now = name.stat()
         if now is not None and identity(now) != identity(found):
             if stat.S_ISREG(found.st_mode):  # it lies there still; a folder lies here only
-                _discard(os.path.join(place, BYTES))
+                _discard(kept)
             raise _busy(name)
         if hidden is not None:
             os.replace(hidden.name, name.name, src_dir_fd=name.folder, dst_dir_fd=name.folder)
@@ -342,20 +361,32 @@ class Quarantine:
     def settle(self) -> None:
         """End what a killed process began; nobody else may be replacing anything.
 
+        What cannot be ended yet stays as it is, with a warning: nothing of it is lost.
+
         Raises
         ------
         OSError
-            If it cannot be done: nothing is lost then, and it can be tried again.
+            If the quarantine cannot be listed.
         """
         for place, _ in self._places():
-            self._settle(place)
+            try:
+                self._settle(place)
+            except OSError as error:
+                logger.warning(
+                    "What a restore that was cut short left in '%s' is still there: %s.",
+                    printable(place),
+                    error,
+                )
 
     def _settle(self, place: str) -> None:
         """Keep what was going out; remove what was coming in, which is a proven copy."""
         beside = os.path.join(place, BESIDE)
+        hidden = _target(beside)
         noted = os.path.lexists(os.path.join(place, NOTE))
         cut = not noted or os.path.lexists(beside)
-        for moving in (os.path.join(place, MOVING), _target(beside)):
+        if hidden and os.path.lexists(f"{hidden}{PART}"):
+            os.unlink(f"{hidden}{PART}")
+        for moving in (os.path.join(place, MOVING), hidden):
             if not moving or not os.path.lexists(moving):
                 continue
             cut = True
@@ -410,6 +441,16 @@ def _busy(name: Name) -> FileExistsError:
     return FileExistsError(errno.EEXIST, "somebody wrote it meanwhile", name.path)
 
 
+def _refuse_another(came: os.stat_result | None, found: os.stat_result, name: Name) -> None:
+    if came is None or identity(came) != identity(found):
+        raise _busy(name)
+
+
+def _not_kept(name: Name) -> OSError:
+    why = "what lies there cannot be kept on another file system; move it aside"
+    return OSError(errno.ENOTSUP, why, name.path)
+
+
 def _end(place: str, moving: str) -> None:
     """Give what came out its name in the quarantine, as bytes that nobody else holds."""
     found = os.lstat(moving)
@@ -419,7 +460,9 @@ def _end(place: str, moving: str) -> None:
     elif os.path.dirname(moving) != place:
         folder = os.open(os.path.dirname(moving), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            _fetch(Name(folder, os.path.basename(moving), moving), kept)
+            hidden = Name(folder, os.path.basename(moving), moving)
+            _fetch(hidden, kept)
+            _remove(hidden)
         finally:
             os.close(folder)
     elif stat.S_ISREG(found.st_mode) and found.st_nlink > 1 and _copied(moving, kept):
@@ -429,15 +472,25 @@ def _end(place: str, moving: str) -> None:
     sync_folder(place)
 
 
-def _copied(source: str, target: str) -> bool:
+def _copied(source: str, target: str, within: int | None = None) -> bool:
     """Copy a file that others hold by a hard link; False if its device does not give it."""
     try:
-        _copy(source, target)
+        _copy(source, target, within)
     except OSError as error:
         if error.errno != errno.EIO:
             raise
         return False
     return True
+
+
+def _keep_file(name: Name, kept: str, found: os.stat_result) -> None:
+    """Keep a file that lies under its name still: by a link, or a copy of what others hold."""
+    if found.st_nlink > 1 and _copied(name.name, kept, name.folder):
+        return
+    try:
+        os.link(name.name, kept, src_dir_fd=name.folder, follow_symlinks=False)
+    except OSError:  # another file system, or one without links
+        _copy(name.name, kept, name.folder)
 
 
 def _about_link(name: Name, place: str) -> dict[str, str]:
@@ -453,7 +506,7 @@ def _about_link(name: Name, place: str) -> dict[str, str]:
 
 def _copy(name: str, kept: str, within: int | None = None) -> None:
     """Copy a file into the quarantine; half a copy of an earlier try is replaced."""
-    temporary = f"{kept}.part"
+    temporary = f"{kept}{PART}"
     with contextlib.suppress(FileNotFoundError):
         os.unlink(temporary)
     source = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=within)
@@ -486,33 +539,39 @@ def _carry(proven: str, hidden: Name, digest: Digest) -> None:
 
 
 def _fetch(hidden: Name, kept: str) -> None:
-    """Bring what came out beside its name into the quarantine on another file system."""
+    """Copy what came out beside its name into the quarantine on another file system.
+
+    Raises
+    ------
+    OSError
+        If it cannot be copied: nothing of it was removed.
+    """
     found = hidden.stat()
-    if found is None:
+    if found is None or stat.S_ISLNK(found.st_mode):  # the note tells where a link led
         return
-    if stat.S_ISLNK(found.st_mode):  # the note tells where it led
-        os.unlink(hidden.name, dir_fd=hidden.folder)
-    elif stat.S_ISDIR(found.st_mode):
-        _move_folder(hidden, kept)
-    else:
+    if stat.S_ISDIR(found.st_mode):
+        part = f"{kept}{PART}"
+        shutil.rmtree(part, ignore_errors=True)
+        try:
+            shutil.copytree(f"/proc/self/fd/{hidden.folder}/{hidden.name}", part, symlinks=True)
+        except shutil.Error as error:
+            raise _not_kept(hidden) from error
+        _sync_tree(part)
+        os.rename(part, kept)
+    elif stat.S_ISREG(found.st_mode):
         _copy(hidden.name, kept, hidden.folder)
-        sync_folder(os.path.dirname(kept))
+    else:
+        raise _not_kept(hidden)
+    sync_folder(os.path.dirname(kept))
+
+
+def _remove(hidden: Name) -> None:
+    """Remove what came out beside its name; it was kept."""
+    found = hidden.stat()
+    if found is not None and stat.S_ISDIR(found.st_mode):
+        shutil.rmtree(f"/proc/self/fd/{hidden.folder}/{hidden.name}")
+    elif found is not None:
         os.unlink(hidden.name, dir_fd=hidden.folder)
-
-
-def _move_folder(name: Name, kept: str) -> None:
-    """Move a folder, or what is neither file nor link; to another file system a folder only."""
-    try:
-        os.rename(name.name, kept, src_dir_fd=name.folder)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-        source = f"/proc/self/fd/{name.folder}/{name.name}"
-        if not os.path.isdir(source):
-            raise
-        shutil.copytree(source, kept, symlinks=True, dirs_exist_ok=True)
-        _sync_tree(kept)
-        shutil.rmtree(source)
 
 
 def _sync_tree(top: str) -> None:
@@ -583,10 +642,8 @@ def _read_note(place: str) -> dict[str, Any]:
 
 
 def _read(place: str, time: datetime) -> Kept:
-    size = sum(
-        os.lstat(os.path.join(inner, name)).st_size
-        for inner, _, names in os.walk(place)
-        for name in names
-        if (inner, name) != (place, NOTE)
-    )
+    kept = os.path.join(place, BYTES)
+    size = os.lstat(kept).st_size if os.path.lexists(kept) and not os.path.isdir(kept) else 0
+    for folder, _, names in os.walk(kept):
+        size += sum(os.lstat(os.path.join(folder, name)).st_size for name in names)
     return Kept(place, time, size, _read_note(place))

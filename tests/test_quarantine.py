@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
+import socket
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -24,8 +26,9 @@ DIGEST = Digest.from_hex(Algorithm.MD5, md5(NEW))
 
 
 @pytest.fixture
-def here(tmp_path: Path) -> Path:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a folder with a file in it."""
+    monkeypatch.chdir(tmp_path)  # the path of a socket is short
     folder = tmp_path / "data"
     folder.mkdir()
     (folder / "file").write_bytes(OLD)
@@ -45,6 +48,11 @@ def kept_in(
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         assert os.stat(folder).st_dev != tmp_path.stat().st_dev
         yield Path(folder, "quarantine")
+
+
+def bind(place: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as opened:
+        opened.bind(os.fspath(place.relative_to(Path.cwd())))
 
 
 def refuse(*_: object, **__: object) -> None:
@@ -168,6 +176,64 @@ def test_the_file_that_was_judged_is_replaced(here: Path, kept_in: Path) -> None
     assert NEW == here.read_bytes()
 
 
+SPECIAL = {"fifo": os.mkfifo, "socket": bind}
+
+
+@pytest.mark.parametrize("make", SPECIAL.values(), ids=SPECIAL)
+def test_a_special_file_is_kept_or_stays(here: Path, kept_in: Path, make: Any) -> None:
+    """It cannot be copied to another file system: it is refused, and lies there as before."""
+    here.unlink()
+    make(here)
+    before = here.lstat().st_ino
+    if kept_in.parent != here.parent.parent:  # another file system
+        with pytest.raises(OSError, match="move it aside"):
+            replace(here, kept_in)
+        assert before == here.lstat().st_ino
+        assert_settled(here, kept_in)
+        return
+    place = replace(here, kept_in)
+    assert NEW == here.read_bytes()
+    assert place
+    assert before == Path(place, "bytes").lstat().st_ino
+
+
+def test_a_folder_that_cannot_be_copied_whole_stays(here: Path, kept_in: Path) -> None:
+    """A folder with a special file in it goes by a rename only."""
+    here.unlink()
+    here.mkdir()
+    os.mkfifo(here / "fifo")
+    (here / "work").write_bytes(OTHER)
+    if kept_in.parent != here.parent.parent:
+        with pytest.raises(OSError, match="move it aside"):
+            replace(here, kept_in)
+        assert {"fifo", "work"} == set(os.listdir(here))
+        assert [] == Quarantine(os.fspath(kept_in)).entries()
+        return
+    place = replace(here, kept_in)
+    assert place
+    assert {"fifo", "work"} == set(os.listdir(Path(place, "bytes")))
+
+
+def test_a_file_that_its_device_does_not_give_is_kept_or_stays(
+    here: Path, kept_in: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On one disk its name moves; to another one it would have to be read."""
+
+    def unreadable(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(module, "_copy", unreadable)
+    if kept_in.parent != here.parent.parent:
+        with pytest.raises(OSError, match="Input/output error"):
+            replace(here, kept_in)
+        assert OLD == here.read_bytes()
+        assert_settled(here, kept_in)
+        return
+    replace(here, kept_in)
+    assert NEW == here.read_bytes()
+    assert_settled(here, kept_in, OLD)
+
+
 def test_a_file_that_appears_in_the_last_moment_is_given_back(
     here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,6 +347,36 @@ def test_a_link_to_anything_else_is_not_followed(cut: Path, tmp_path: Path) -> N
     (cut / "beside").symlink_to(precious)
     settle(cut)
     assert OTHER == precious.read_bytes()
+
+
+def test_half_a_copy_beside_a_name_goes(cut: Path, tmp_path: Path) -> None:
+    """It was coming in, and is no evidence of anything."""
+    hidden = tmp_path / ".0123456789abcdef.dvc-integrity.tmp"
+    hidden.with_name(f"{hidden.name}.part").write_bytes(NEW[:3])
+    (cut / "moving").write_bytes(NEW)
+    (cut / "beside").symlink_to(hidden)
+    settle(cut)
+    assert {} == files(tmp_path)
+
+
+def test_what_cannot_be_settled_keeps_nothing_else_back(
+    cut: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told and stays as it is; the next one is settled."""
+    (cut / "moving").write_bytes(OLD)
+    os.link(cut / "moving", cut.parent.parent / "other")
+    another = cut.parent / "20260102T000000-0123abcd"
+    shutil.copytree(cut, another)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_copy", full)
+        Quarantine(os.fspath(cut.parent)).settle()
+    assert os.fspath(cut) in caplog.text
+    assert {"moving": OLD} == files(cut)
+    assert {"bytes": OLD} == files(another)
 
 
 def test_half_a_copy_is_made_anew(cut: Path) -> None:

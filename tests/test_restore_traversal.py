@@ -190,3 +190,23 @@ def test_a_quarantine_on_another_file_system(tracked: Project, memory: Path) -> 
     }
     kept = {path.read_bytes() for path in memory.glob("tmp/integrity/quarantine/*/bytes")}
     assert {b"bad " + path.encode() for path in FILES} == kept
+
+
+def test_what_cannot_be_kept_there_keeps_nothing_else_back(tracked: Project, memory: Path) -> None:
+    """A special file cannot be copied to the other file system: it stays; the rest comes back."""
+    shutil.move(tracked.root / ".dvc/tmp", memory / "tmp")
+    (tracked.root / ".dvc/tmp").symlink_to(memory / "tmp")
+    special, missing = tracked.root / "data/sub/0", tracked.root / "data/sub/1"
+    special.unlink()
+    os.mkfifo(special)
+    done = command(tracked, "restore", "--modified")
+    assert 1 == done.returncode
+    assert "data/sub/0" in done.stdout
+    assert "move it aside" in done.stdout
+    assert stat.S_ISFIFO(special.lstat().st_mode)
+    missing.unlink()
+    command(tracked, "restore")
+    assert FILES["data/sub/1"] == missing.read_bytes()
+    special.unlink()
+    assert 0 == command(tracked, "restore").returncode
+    assert len(FILES) == len(list((tracked.root / "data/sub").iterdir()))
