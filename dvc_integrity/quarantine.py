@@ -158,7 +158,9 @@ class Quarantine:
         return [(os.path.join(self.folder, name), time) for name, time in times if time]
 
     def keep(self, file: str, note: Mapping[str, Any]) -> str:
-        """Move a file of this program's own into the quarantine; return its folder there.
+        """Move a file, or a folder, of this program's own in; return its folder there.
+
+        It is brought down to the disk: it may be the only copy soon.
 
         Raises
         ------
@@ -167,6 +169,7 @@ class Quarantine:
         """
         place = self._make_place()
         try:
+            _sync_tree(file)
             _write_note(place, note)
             os.rename(file, os.path.join(place, BYTES))
         except OSError:
@@ -575,17 +578,23 @@ def _remove(hidden: Name) -> None:
 
 
 def _sync_tree(top: str) -> None:
+    """Bring a file down to the disk, or a folder with all that is in it."""
+    if not os.path.isdir(top):
+        _sync(top)
     for folder, _, names in os.walk(top):
         for name in names:
             path = os.path.join(folder, name)
-            if os.path.islink(path):
-                continue
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            if not os.path.islink(path):
+                _sync(path)
         sync_folder(folder)
+
+
+def _sync(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _is_copy(path: str, expected: object) -> bool:

@@ -204,6 +204,8 @@ FAULTS = [
     ("flip", "0", "1", "transient"),
     ("flip", "0", ALWAYS, "corrupt"),
     ("503", "0", "3", "clean"),
+    ("502", "0", "3", "clean"),
+    ("503", "0", ALWAYS, "unreadable"),
     ("403", "0", ALWAYS, "unreadable"),
 ]
 
@@ -227,8 +229,7 @@ def test_a_faulty_service_of_s3_is_told_from_damage(
     assert {"transient": 0, "corrupt": 1, "unreadable": 3}[outcome] == status
     assert ("ok" if outcome == "transient" else outcome) == finding["status"]
     assert (outcome == "transient") == finding["transient"]
-    if fault == "stall":
-        assert "stalled" in finding["detail"]
+    assert (fault == "stall") == ("stalled" in finding["detail"])
 
 
 @pytest.mark.parametrize(

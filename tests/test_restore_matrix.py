@@ -234,15 +234,6 @@ FAR = [list(_cells((kind,))) for kind in KINDS[1:]]
 CELLS = [*LOCAL, *itertools.chain(*(FAR if WHOLE else map(_pairs, FAR)))]
 
 
-def _case(cell: Cell) -> Any:
-    """Return a parameter, with what is known to be wrong about its cell."""
-    far = "remote" in cell.places
-    marks = []
-    if cell.kind == "ssh" and far and cell.fault.name == "a folder there":
-        marks.append("a folder in the place of an object is unreadable over SSH, not corrupt")
-    return pytest.param(cell, marks=[pytest.mark.xfail(reason=each) for each in marks])
-
-
 # ----------------------------------------------------------------- a project with one fault
 
 
@@ -515,7 +506,7 @@ def dvc_finds(root: Path, *, cloud: bool) -> dict[str, Any]:
     return {name: what for name, what in seen.items() if what}
 
 
-@pytest.mark.parametrize("cell", list(map(_case, CELLS)), ids=str)
+@pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_a_fault(cell: Cell, site: Site, run: Any, record_property: Any) -> None:
     """It is attributed to its places alone, and undone where a good copy is left."""
     well, names = site.shape(), site.names()

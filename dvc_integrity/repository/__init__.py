@@ -616,6 +616,7 @@ class Repository:
             if kind.protocol == "s3":  # botocore has 10 connections where nothing is said
                 client = filesystem.fs_args.setdefault("config_kwargs", {})
                 client.setdefault("max_pool_connections", MOST_STREAMS)
+                client.setdefault("retries", {"total_max_attempts": 1})  # s3fs tries again, and we
                 # Bytes that are not the service's are to be judged, not refused.
                 client.setdefault("response_checksum_validation", "when_required")
         except Exception as error:  # each kind of remote fails in a way of its own

@@ -30,8 +30,9 @@ __all__ = ["NEW_FILE_MODE", "STAGED_NAME", "Copier"]
 GROUP_FILES, GROUP_BYTES = 32, 1 << 24
 """Small files that are read and hashed side by side; so many groups are in memory at a time."""
 
-STREAMS_HERE, STREAMS_FAR = 2, 8
-"""Threads that read and write: from a disk they keep it busy, from a network they wait."""
+STREAMS_HERE, STREAMS_FAR = 2, 4
+"""Threads that read and write: from a disk they keep it busy, from a network they wait, and a
+remote is asked for all files of a group at a time."""
 
 STAGED_NAME = re.compile("[0-9a-f]{16}")
 """Names of copies in the staging folder."""

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -135,7 +136,12 @@ class Connection:
             found = self._transport.tried(lambda used: used.info(path), path)
         except OSError as error:
             return Presence(None, error)
-        return Presence(found.get("size"))
+        if found.get("type") != "directory":
+            return Presence(found.get("size"))
+        if self._protocols() & _WITH_BUCKETS:  # there is no such object, only longer keys
+            said = os.strerror(errno.ENOENT)
+            return Presence(None, FileNotFoundError(errno.ENOENT, said, path))
+        return Presence(None, IsADirectoryError(errno.EISDIR, "is a folder, not a file", path))
 
     def has_plain_etag(self, path: str) -> bool:
         """Return whether S3 says of one object that its ETag is an MD5, as no listing does.
@@ -207,6 +213,11 @@ class Connection:
             yield from read_chunks(path)
             return
         yield from self._transport.stream(path)
+
+    @property
+    def streams(self) -> int:
+        """How many objects of a remote are best on their way at a time."""
+        return self._transport.streams
 
     def digests(
         self, paths: Iterator[str], algorithm: Algorithm, jobs: int | None, meter: Meter | None
@@ -328,19 +339,37 @@ class Connection:
 
     def _keep(self, path: str, kept: str, note: dict[str, Any]) -> None:
         """Bring what lies at a path into the quarantine on this machine."""
-        if isinstance(self.stat(path).error, FileNotFoundError):
+        lying = self.stat(path).error
+        if isinstance(lying, FileNotFoundError):
             return
         make_folder(kept)
         temporary = os.path.join(kept, f".{secrets.token_hex(8)}.dvc-integrity.tmp")
         try:
-            with open(temporary, "xb") as file:
-                file.writelines(self.stream(path))
-                file.flush()
-                os.fsync(file.fileno())  # it is the only copy soon
+            if isinstance(lying, IsADirectoryError):
+                self._fetch_folder(path, temporary)
+            else:
+                self._fetch(path, temporary)
             Quarantine(kept).keep(temporary, {**note, "object": path})
         finally:
+            shutil.rmtree(temporary, ignore_errors=True)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
+        if isinstance(lying, IsADirectoryError):  # no object can take its place
+            self._written(lambda used: used.rm(path, recursive=True), path)
+
+    def _fetch(self, path: str, target: str) -> None:
+        with open(target, "xb") as file:
+            file.writelines(self.stream(path))
+
+    def _fetch_folder(self, path: str, target: str) -> None:
+        """Copy the files below a path into a new folder, and into no other."""
+        make_folder(target)
+        for each in self._written(lambda used: used.find(path), path):
+            inside = os.path.relpath(each, path)
+            if ".." in inside.split("/"):
+                raise OSError(errno.EINVAL, "the remote names a file outside of it", each)
+            make_folder(os.path.dirname(os.path.join(target, inside)))
+            self._fetch(each, os.path.join(target, inside))
 
     def _forget(self, temporary: str) -> None:
         with contextlib.suppress(Exception):  # what failed is told; this only tidies up

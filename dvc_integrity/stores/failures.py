@@ -7,6 +7,7 @@ names the object. Kinds of optional libraries are known by their names, so that 
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
 
 from dvc_integrity.errors import printable
 
@@ -84,7 +85,7 @@ def may_pass(error: BaseException) -> bool:
         return not isinstance(error, ConnectionRefusedError)
     if isinstance(error, OSError) and error.errno in _PASSING_ERRNOS:
         return True
-    if getattr(error, "status", None) in _PASSING_STATUSES:
+    if _status(error) in _PASSING_STATUSES:
         return True
     return bool(_names(error) & _PASSING_NAMES)
 
@@ -101,7 +102,7 @@ def as_os_error(error: BaseException, path: str) -> OSError:
 
 
 def _number(error: BaseException) -> int:
-    names, status = _names(error), getattr(error, "status", None)
+    names, status = _names(error), _status(error)
     if isinstance(error, FileNotFoundError) or names & _ABSENT_NAMES or status in _ABSENT:
         return errno.ENOENT
     if isinstance(error, PermissionError) or names & _DENIED_NAMES or status in _DENIED:
@@ -113,6 +114,17 @@ def _number(error: BaseException) -> int:
     if isinstance(error, ConnectionRefusedError):
         return errno.ECONNREFUSED
     return errno.ECONNRESET if isinstance(error, ConnectionError) else errno.EIO
+
+
+def _status(error: BaseException) -> int | None:
+    """Return what HTTP calls a failure: as aiohttp tells it, or botocore beneath s3fs's error."""
+    status = getattr(error, "status", None)
+    if isinstance(status, int):
+        return status
+    answer = getattr(error.__cause__, "response", None)
+    about = answer.get("ResponseMetadata", {}) if isinstance(answer, Mapping) else {}
+    status = about.get("HTTPStatusCode")
+    return status if isinstance(status, int) else None
 
 
 def _real(error: BaseException) -> BaseException:

@@ -31,14 +31,10 @@ from dvc_integrity.observation import Observation, Observations
 from dvc_integrity.report import Hint
 from dvc_integrity.stores.connection import Connection
 from dvc_integrity.stores.protocol import Presence
-from dvc_integrity.stores.reading import blockwise, by_algorithm, stat_file
+from dvc_integrity.stores.reading import blockwise, by_algorithm
 from dvc_integrity.stores.transport import Read
 
 __all__ = ["ObjectStore", "StoredObject"]
-
-REMOTE_STREAMS = 8
-"""Objects read from a remote at a time, where nothing else is asked for."""
-
 
 _OBJECT = re.compile(r"(files/md5/)?([0-9a-f]{2})/([0-9a-f]{30})(\.dir)?")
 """The path of an object, as DVC 3 and DVC 2 lay it out."""
@@ -170,13 +166,11 @@ class ObjectStore:
         blocks: BlockUse = BlockUse.NONE,
     ) -> Iterator[Observations]:
         """Read and hash the objects of the entries at ``rows``."""
-        digests = (Digest(algorithm, manifest.digests[row].tobytes()) for row in rows)
         connection = self._connected()
+        paths = (self._address(manifest, row) for row in rows.tolist())
         if connection.local:
-            paths = (connection.locate(digest) for digest in digests)
             large = blockwise(self.blocks, blocks, manifest, rows, algorithm)
             return hash_files(paths, algorithm, jobs=jobs, cold=cold, meter=meter, large=large)
-        paths = (connection.locate(digest) for digest in digests)
         return _observed(connection.digests(paths, algorithm, jobs, meter))
 
     def read(
@@ -189,12 +183,14 @@ class ObjectStore:
         """Return the bytes of the objects of the entries at ``rows``."""
 
         def read(some: Sequence[int], algorithm: Algorithm) -> list[tuple[bytes, Observation]]:
-            digests = [Digest(algorithm, manifest.digests[rows[at]].tobytes()) for at in some]
+            asked = [rows[at] for at in some]
             connection = self._connected()
             if connection.local:
-                return read_files(map(connection.locate, digests), algorithm, cold=cold)
-            with ThreadPoolExecutor(REMOTE_STREAMS, "dvc-integrity-read") as executor:
-                return add_digests(list(executor.map(self._read_remote, digests)), algorithm)
+                paths = [self._address(manifest, row) for row in asked]
+                return read_files(paths, algorithm, cold=cold)
+            with ThreadPoolExecutor(connection.streams, "dvc-integrity-read") as executor:
+                found = list(executor.map(partial(self.read_unhashed, manifest), asked))
+            return add_digests(found, algorithm)
 
         return by_algorithm(manifest, rows, read)
 
@@ -203,34 +199,47 @@ class ObjectStore:
         place = self.place(manifest, row)
         if place is not None:
             return read_whole(place)
-        (algorithm,) = manifest.algorithms([row])
-        return self._read_remote(Digest(algorithm, manifest.digests[row].tobytes()))
+        try:
+            data = b"".join(self.chunks(manifest, row))
+        except OSError as error:
+            return b"", Observation(None, 0, None, None, error)
+        return data, Observation(None, len(data), None, None, None)
 
     def place(self, manifest: Manifest, row: int) -> bytes | None:
         """Return the path of an entry's object, where the store is local."""
-        connection = self._connected()
-        if not connection.local:
+        if not self._connected().local:
             return None
-        (algorithm,) = manifest.algorithms([row])
-        return os.fsencode(connection.locate(Digest(algorithm, manifest.digests[row].tobytes())))
+        return os.fsencode(self._address(manifest, row))
 
     def stat(self, manifest: Manifest, rows: Sequence[int]) -> list[Presence]:
         """Tell the sizes of the objects of the entries at ``rows``."""
         connection = self._connected()
-        algorithms = manifest.algorithms(rows)
-        paths = [
-            connection.locate(Digest(algorithm, manifest.digests[row].tobytes()))
-            for row, algorithm in zip(rows, algorithms, strict=True)
-        ]
+
+        def stat(row: int) -> Presence:
+            try:
+                return connection.stat(self._address(manifest, row))
+            except OSError as error:
+                return Presence(None, error)
+
         if connection.local:
-            return [stat_file(path) for path in paths]
-        with ThreadPoolExecutor(REMOTE_STREAMS, "dvc-integrity-stat") as executor:
-            return list(executor.map(connection.stat, paths))
+            return list(map(stat, rows))
+        with ThreadPoolExecutor(connection.streams, "dvc-integrity-stat") as executor:
+            return list(executor.map(stat, rows))
 
     def chunks(self, manifest: Manifest, row: int) -> Iterator[bytes]:
         """Yield the bytes of the object of an entry, in pieces."""
+        yield from self._connected().stream(self._address(manifest, row))
+
+    def _address(self, manifest: Manifest, row: int) -> str:
+        """Return where the object of an entry lies, on the filesystem of this store.
+
+        Raises
+        ------
+        FileNotFoundError
+            If it is known that there is none.
+        """
         (algorithm,) = manifest.algorithms([row])
-        return self.stream(Digest(algorithm, manifest.digests[row].tobytes()))
+        return self._connected().locate(Digest(algorithm, manifest.digests[row].tobytes()))
 
     def objects(self) -> Iterator[StoredObject]:
         """Yield everything that the store holds under a digest; other files are passed over.
@@ -351,14 +360,6 @@ class ObjectStore:
     def explain(self, path: str, expected: Digest | None, found: Digest | None) -> Hint:  # noqa: ARG002 (the protocol)
         """Say nothing: nobody writes to an object once it has its name."""
         return Hint(written=False)
-
-    def _read_remote(self, digest: Digest) -> tuple[bytes, Observation]:
-        """Return the bytes of an object; what was seen has no digest yet."""
-        try:
-            data = b"".join(self.stream(digest))
-        except OSError as error:
-            return b"", Observation(None, 0, None, None, error)
-        return data, Observation(None, len(data), None, None, None)
 
     def _observe_object(
         self,

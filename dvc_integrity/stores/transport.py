@@ -10,8 +10,10 @@ stopped, a few times.
 from __future__ import annotations
 
 import asyncio
+import errno
 import queue
 import random
+import stat
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
@@ -103,6 +105,11 @@ class Transport:
 
     def __reduce__(self) -> tuple[type[Transport], tuple[Any, float]]:
         return Transport, (self.filesystem, self.seconds)
+
+    @property
+    def streams(self) -> int:
+        """How many objects are best on their way at a time."""
+        return STREAMS if self._opener else THREADS
 
     def stream(self, path: str) -> Iterator[bytes]:
         """Yield the bytes at a path, in pieces.
@@ -621,15 +628,18 @@ async def _from_web(filesystem: Any, path: str, offset: int) -> AsyncIterator[_B
 
 @asynccontextmanager
 async def _from_ssh(filesystem: Any, path: str, offset: int) -> AsyncIterator[_Body]:
-    async with filesystem._pool.get() as channel, channel.open(path, "rb") as file:  # noqa: SLF001 (there is no public name)
-        size = (await file.stat()).size
-        at = offset
+    async with filesystem._pool.get() as channel:  # noqa: SLF001 (there is no public name)
+        about = await channel.stat(path)
+        if about.permissions is not None and stat.S_ISDIR(about.permissions):
+            raise IsADirectoryError(errno.EISDIR, "is a folder, not a file", path)
+        size, at = about.size, offset
+        async with channel.open(path, "rb") as file:
 
-        async def read(most: int) -> bytes:
-            nonlocal at
-            wanted = most if size is None else min(most, size - at)
-            piece: bytes = await file.read(wanted, at) if wanted > 0 else b""
-            at += len(piece)
-            return piece
+            async def read(most: int) -> bytes:
+                nonlocal at
+                wanted = most if size is None else min(most, size - at)
+                piece: bytes = await file.read(wanted, at) if wanted > 0 else b""
+                at += len(piece)
+                return piece
 
-        yield _Body(read, offset, size)
+            yield _Body(read, offset, size)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,15 +13,12 @@ from numpy.typing import NDArray
 from dvc_integrity.blocks import BlockUse
 from dvc_integrity.digest import Algorithm, Digest
 from dvc_integrity.errors import StoreError
-from dvc_integrity.hashing import Meter, add_digests
+from dvc_integrity.hashing import Meter
 from dvc_integrity.manifest import Manifest, Out
 from dvc_integrity.observation import Observation, Observations
 from dvc_integrity.report import Hint
 from dvc_integrity.stores.connection import Connection
-from dvc_integrity.stores.objects import REMOTE_STREAMS, ObjectStore, StoredObject
-from dvc_integrity.stores.protocol import Presence
-from dvc_integrity.stores.reading import by_algorithm
-from dvc_integrity.stores.transport import Read
+from dvc_integrity.stores.objects import ObjectStore, StoredObject
 
 __all__ = ["VersionedStore"]
 
@@ -68,73 +62,25 @@ class VersionedStore(ObjectStore):
         algorithm: Algorithm,
         *,
         jobs: int | None = None,
-        cold: bool = False,  # noqa: ARG002 (the protocol)
+        cold: bool = False,
         meter: Meter | None = None,
-        blocks: BlockUse = BlockUse.NONE,  # noqa: ARG002 (the protocol)
+        blocks: BlockUse = BlockUse.NONE,
     ) -> Iterator[Observations]:
         """Read and hash the committed versions of the entries at ``rows``."""
-        versions = [self._version(manifest, row) for row in rows.tolist()]
-        known = [at for at, version in enumerate(versions) if version is not None]
-        unknown = [at for at, version in enumerate(versions) if version is None]
-        connection = self._connected()
-        paths = (self._path(manifest, int(rows[at])) for at in known)
-        with closing(connection.digests(paths, algorithm, jobs, meter)) as batches:
-            for batch in batches:
-                positions = [known[position] for position, _ in batch]
-                yield Observations.of(positions, [_observation(read) for _, read in batch])
-        if unknown:
+        named = np.array([self._version(manifest, row) is not None for row in rows.tolist()], bool)
+        known, unknown = np.flatnonzero(named), np.flatnonzero(~named)
+        for batch in super().observe(
+            manifest, rows[known], algorithm, jobs=jobs, cold=cold, meter=meter, blocks=blocks
+        ):
+            yield Observations.of(known[batch.positions].tolist(), list(batch))
+        if len(unknown):
             absent = [
-                Observation(None, 0, None, None, _unversioned(manifest, int(rows[at])))
-                for at in unknown
+                Observation(None, 0, None, None, _unversioned(manifest, row))
+                for row in rows[unknown].tolist()
             ]
             if meter:
                 meter.add(len(unknown), 0)
-            yield Observations.of(unknown, absent)
-
-    def read(
-        self,
-        manifest: Manifest,
-        rows: Sequence[int],
-        *,
-        cold: bool = False,  # noqa: ARG002 (the protocol)
-    ) -> list[tuple[bytes, Observation]]:
-        """Return the bytes of the committed versions of the entries at ``rows``."""
-
-        def read(some: Sequence[int], algorithm: Algorithm) -> list[tuple[bytes, Observation]]:
-            asked = [rows[at] for at in some]
-            with ThreadPoolExecutor(REMOTE_STREAMS, "dvc-integrity-read") as executor:
-                found = list(executor.map(partial(self.read_unhashed, manifest), asked))
-            return add_digests(found, algorithm)
-
-        return by_algorithm(manifest, rows, read)
-
-    def read_unhashed(self, manifest: Manifest, row: int) -> tuple[bytes, Observation]:
-        """Return the bytes of the committed version of an entry, whatever they are."""
-        try:
-            data = b"".join(self.chunks(manifest, row))
-        except OSError as error:
-            return b"", Observation(None, 0, None, None, error)
-        return data, Observation(None, len(data), None, None, None)
-
-    def place(self, manifest: Manifest, row: int) -> None:
-        """Return None: no version is a file of this machine."""
-
-    def stat(self, manifest: Manifest, rows: Sequence[int]) -> list[Presence]:
-        """Tell the sizes of the committed versions of the entries at ``rows``."""
-
-        def stat(row: int) -> Presence:
-            if self._version(manifest, row) is None:
-                return Presence(None, _unversioned(manifest, row))
-            return self._connected().stat(self._path(manifest, row))
-
-        with ThreadPoolExecutor(REMOTE_STREAMS, "dvc-integrity-stat") as executor:
-            return list(executor.map(stat, rows))
-
-    def chunks(self, manifest: Manifest, row: int) -> Iterator[bytes]:
-        """Yield the bytes of the committed version of an entry, in pieces."""
-        if self._version(manifest, row) is None:
-            raise _unversioned(manifest, row)
-        yield from self._connected().stream(self._path(manifest, row))
+            yield Observations.of(unknown.tolist(), absent)
 
     def stream(self, digest: Digest, *, listing: bool = False) -> Iterator[bytes]:
         """Raise an error: nothing lies here under its digest, listings neither.
@@ -202,18 +148,15 @@ class VersionedStore(ObjectStore):
         """Return the committed version of an entry here, if the metadata names one."""
         return manifest.versions.get(self._remote, {}).get(manifest.path(row))
 
-    def _path(self, manifest: Manifest, row: int) -> str:
-        """Return where a version lies (``s3fs.S3FileSystem.split_path``)."""
+    def _address(self, manifest: Manifest, row: int) -> str:
+        """Return where the committed version lies (``s3fs.S3FileSystem.split_path``)."""
+        version = self._version(manifest, row)
+        if version is None:
+            raise _unversioned(manifest, row)
         name = os.fsdecode(manifest.path(row))
-        return f"{self._connected().base}/{name}?versionId={self._version(manifest, row)}"
+        return f"{self._connected().base}/{name}?versionId={version}"
 
 
 def _unversioned(manifest: Manifest, row: int) -> FileNotFoundError:
     said = "no version of it is committed for this remote"
     return FileNotFoundError(errno.ENOENT, said, os.fsdecode(manifest.path(row)))
-
-
-def _observation(read: Read) -> Observation:
-    if isinstance(read, OSError):
-        return Observation(None, 0, None, None, read)
-    return Observation(*read, None, None, None)
