@@ -490,7 +490,7 @@ def gate(
 
     with _importing():
         from dvc_integrity.child import CommandError, run  # noqa: PLC0415
-        from dvc_integrity.gate import Run, changed, look, write_record  # noqa: PLC0415
+        from dvc_integrity.gate import Run, appeared, changed, look, write_record  # noqa: PLC0415
         from dvc_integrity.repository import Repository  # noqa: PLC0415
 
     try:
@@ -519,6 +519,7 @@ def gate(
             return error.status
         ended = datetime.now(timezone.utc)
         different = changed(manifest, repository.workspace, before, recheck=recheck, jobs=jobs)
+        extra = appeared(manifest, repository.workspace)
         after = Repository()
         experiments = [
             replace(each, outs=tuple(after.outs(each.commit)))
@@ -537,16 +538,17 @@ def gate(
                 after.outs("workspace"),
                 recheck,
                 different,
+                extra,
             ),
             repository.records,
         )
     except IntegrityError as error:
         return _fail(error, as_json=False)
-    for item in different:
-        click.echo(f"changed while the command ran: {printable(item.entry.path)}", err=True)
+    for path in [*(item.entry.path for item in different), *extra]:
+        click.echo(f"changed while the command ran: {printable(path)}", err=True)
     if not quiet:
         click.echo(f"The record of this run is '{printable(record)}'.", err=True)
-    return status or (DAMAGED if different else CLEAN)
+    return status or (DAMAGED if different or extra else CLEAN)
 
 
 def _restored(report: Report, repository: Repository, jobs: int | None) -> None:

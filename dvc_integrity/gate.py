@@ -26,7 +26,7 @@ from dvc_integrity.report import Report
 from dvc_integrity.stores import Workspace
 from dvc_integrity.survey import Item, State, survey
 
-__all__ = ["Experiment", "Run", "changed", "look", "write_record"]
+__all__ = ["Experiment", "Run", "appeared", "changed", "look", "write_record"]
 
 _STATE_FIELDS = 5
 
@@ -88,6 +88,8 @@ class Run:
         Whether every file was hashed again afterwards.
     changed
         What is not what was verified any more.
+    extra
+        Files that appeared in tracked folders.
     """
 
     report: Report
@@ -101,6 +103,7 @@ class Run:
     outs: Sequence[Out]
     rechecked: bool
     changed: Sequence[Item]
+    extra: Sequence[str]
 
     SCHEMA = "dvc-integrity/run/1"
 
@@ -121,6 +124,7 @@ class Run:
             "afterwards": {
                 "evidence": "rehashed" if self.rechecked else "stat",
                 "changed": [item.to_json() for item in self.changed],
+                "extra": list(self.extra),
             },
         }
 
@@ -170,6 +174,11 @@ def changed(
     rows = np.arange(len(manifest)) if recheck else np.flatnonzero(touched)
     items = survey(manifest, rows, [workspace], prove=True, listings=False, jobs=jobs)
     return [item for item in items if item.state(Workspace.name) is not State.GOOD]
+
+
+def appeared(manifest: Manifest, workspace: Workspace) -> list[str]:
+    """Return what lies in tracked folders, or cannot be listed there, and was not verified."""
+    return sorted(path for path, _ in workspace.extras(manifest))
 
 
 def write_record(run: Run, folder: str) -> str:

@@ -87,7 +87,7 @@ def test_on_clean_data_the_command_runs_and_is_on_record(tracked: Project) -> No
     assert "clean" == record["receipt"]["verdict"]
     assert record["committed"] is True
     assert 2 == record["report"]["coverage"]["rehashed"]["files"]
-    assert {"evidence": "stat", "changed": []} == record["afterwards"]
+    assert {"evidence": "stat", "changed": [], "extra": []} == record["afterwards"]
     assert ["data"] == [out["path"] for out in record["outs"]]
 
 
@@ -185,6 +185,14 @@ os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
 def test_a_change_that_hides_is_seen(tracked: Project) -> None:
     """Size and modification time are the old ones; the time of the inode is not."""
     assert 1 == run(tracked, code=SILENT).returncode
+
+
+def test_a_file_that_the_command_adds_to_the_data_is_told(tracked: Project) -> None:
+    """Whoever trains on the folder again trains on it too; `verify` would call it extra."""
+    done = run(tracked, code="open('data/new', 'w').close()")
+    assert 1 == done.returncode
+    assert "data/new" in done.stderr
+    assert ["data/new"] == records(tracked)[0]["afterwards"]["extra"]
 
 
 def test_a_file_that_is_only_touched_is_hashed_again(tracked: Project) -> None:

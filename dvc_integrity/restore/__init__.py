@@ -25,7 +25,7 @@ from dvc_integrity.report import Report
 from dvc_integrity.restore.apply import StoresJob
 from dvc_integrity.restore.outcome import Outcome, Restoration, Result
 from dvc_integrity.restore.plan import CACHE, TWIN, WORKSPACE, Choice, Plan, Step, plan
-from dvc_integrity.restore.sources import find_good
+from dvc_integrity.restore.sources import find_good, no_good_copy
 from dvc_integrity.stores import ObjectStore, Workspace
 from dvc_integrity.survey import Copy, Item, State, damaged_rows, judged, survey
 
@@ -182,11 +182,7 @@ class Restorer:
         outcomes = job.run([step], jobs=None, meter=None, cold=False)
         outcome = next(each for each in outcomes if each.place == WORKSPACE)
         if outcome.result is Result.HOPELESS:
-            places = outcome.detail or "no cache and no remote was given"
-            raise RestoreError(
-                f"'{printable(entry.path)}' has no good copy anywhere ({places}). Bring one back "
-                f"from a machine that has it ('dvc push' there), or from a backup."
-            )
+            raise no_good_copy(entry.path, outcome.detail)
         ((data, seen),) = self.workspace.read(manifest, [row])
         if not outcome.ok or not is_expected(entry, seen):
             why = outcome.detail or seen.error or "it changed again"

@@ -90,9 +90,9 @@ class StoresJob:
         stores: list[Workspace | ObjectStore] = [self.workspace, *self.sources]
         places = Places(self.manifest, {store.name: store for store in stores})
         outcomes: list[Outcome] = []
-        if not (steps or quarantine.unsettled()):
-            return []
         try:
+            if not (steps or quarantine.unsettled()):
+                return []
             with exclusive(os.path.join(self.scratch, "restore.lock")):
                 os.makedirs(staging, exist_ok=True)
                 for left in filter(STAGED_NAME.fullmatch, os.listdir(staging)):
@@ -118,8 +118,7 @@ def _batches(steps: Sequence[Step]) -> Iterator[list[Step]]:
     size = 0
     for step in steps:
         batch.append(step)
-        known = [copy.size for copy in step.item.copies if copy.size is not None]
-        size += step.item.entry.size or max(known, default=0)
+        size += step.size or 0
         if len(batch) == FILES_AT_A_TIME or size >= BYTES_AT_A_TIME:
             yield batch
             batch, size = [], 0

@@ -129,7 +129,7 @@ class Copier:
         group: list[Work] = []
         size = 0
         for work in works:
-            bytes_of_one = _size(work)
+            bytes_of_one = work.step.size
             if work.row is None or bytes_of_one is None or bytes_of_one >= LARGE_BYTES:
                 yield partial(self._stream, name, work)
                 continue
@@ -244,7 +244,7 @@ class Copier:
                 os.unlink(each.path)
                 each.work.failed(each.place.store, errors[each.path])
             elif self._meter and each.place.store == each.work.into[0]:  # a file counts once
-                self._meter.add(1, each.work.entry.size or 0)
+                self._meter.add(1, each.work.step.size or 0)
         return [each for each in staged if each.path not in errors]
 
     def _is_doubtful(self, staged: Staged) -> bool:
@@ -315,9 +315,3 @@ class _Writing:
         os.unlink(staged.path)
         if error:
             self._work.failed(staged.place.store, error)
-
-
-def _size(work: Work) -> int | None:
-    """Return how long an entry is, as far as that is known."""
-    known = [copy.size for copy in work.step.item.copies if copy.size is not None]
-    return work.entry.size if work.entry.size is not None else max(known, default=None)

@@ -70,6 +70,14 @@ class Step:
     targets: tuple[str, ...]
     sources: tuple[str, ...]
 
+    @property
+    def size(self) -> int | None:
+        """How long the entry is, in bytes, as far as that is known; bad copies may be longer."""
+        if self.item.entry.size is not None:
+            return self.item.entry.size
+        known = [copy.size for copy in self.item.copies if copy.size is not None]
+        return max(known, default=None)
+
     def to_json(self) -> dict[str, Any]:
         """Return the step as a JSON object."""
         return {

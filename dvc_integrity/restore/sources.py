@@ -11,7 +11,7 @@ from dvc_integrity.manifest import Manifest
 from dvc_integrity.observation import Observation
 from dvc_integrity.stores import Store
 
-__all__ = ["find_good", "why_not"]
+__all__ = ["find_good", "no_good_copy", "why_not"]
 
 Found = TypeVar("Found")
 Source = TypeVar("Source", bound=Store)
@@ -52,10 +52,15 @@ def find_good(
         if is_expected(entry, seen):
             return copy, source.name
         tried.append(f"{source.name}: {why_not(seen)}")
-    places = "; ".join(tried) or "no cache and no remote was given"
-    raise RestoreError(
-        f"'{printable(entry.path)}' has no good copy anywhere ({places}). Bring one back "
-        f"from a machine that has it ('dvc push' there), or from a backup."
+    raise no_good_copy(entry.path, "; ".join(tried))
+
+
+def no_good_copy(path: str, tried: str) -> RestoreError:
+    """Return the error that says which places were asked for a file, and what helps."""
+    return RestoreError(
+        f"'{printable(path)}' has no good copy anywhere "
+        f"({tried or 'no cache and no remote was given'}). Bring one back from a machine that has "
+        f"it ('dvc push' there), or from a backup."
     )
 
 
