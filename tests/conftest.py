@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from matrix import matrix
 from projects import Project, new_project
+from servers import S3, Bucket, served
 
 GIT_CONFIG = """\
 [user]
@@ -95,3 +96,18 @@ def make_project(tmp_path: Path) -> Callable[..., Project]:
         return new_project(tmp_path / name, subdir)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path]]:
+    """Run a server of S3; give its port, and the file that it logs requests to."""
+    with served(S3, tmp_path_factory.mktemp("s3")) as running:
+        yield running
+
+
+@pytest.fixture
+def bucket(server: tuple[int, Path], request: pytest.FixtureRequest) -> Bucket:
+    """Make a bucket for a test."""
+    made = Bucket(*server, name=f"b{abs(hash(request.node.nodeid)) % 10**12:012}")
+    made.request("PUT")
+    return made

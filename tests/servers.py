@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,9 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from projects import Project
 
 S3 = """
 import sys
@@ -197,3 +201,35 @@ class Bucket:
         """Return the requests that the server has logged: ``GET /data?…``."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
         return [line.partition('"')[2].partition(" HTTP")[0] for line in lines if " HTTP/" in line]
+
+
+def run(*arguments: str) -> tuple[int, dict[str, Any], str]:
+    """Run ``dvc-integrity ... --json`` in the current folder: status, document, stderr."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc_integrity", *arguments, "--json"],
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=120,
+        env={**os.environ, **CREDENTIALS},
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, json.loads(done.stdout), done.stderr
+
+
+def statuses(report: dict[str, Any]) -> dict[str, str]:
+    """Return the status of each finding of a report by its path."""
+    return {each["path"]: each["status"] for each in report["findings"]}
+
+
+def push(project: Project, *, expect: int = 0) -> None:
+    """Push with the real program: it brings an event loop and a session of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", "push"],
+        capture_output=True,
+        check=False,
+        text=True,
+        cwd=project.root,
+        env={**os.environ, **CREDENTIALS},
+    )
+    assert expect == done.returncode, done.stderr

@@ -3,53 +3,18 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import faults
 import pytest
 from projects import Project, md5, object_path
-from servers import CREDENTIALS, PROXY, S3, SSH, WEB, Bucket, served
+from servers import PROXY, SSH, WEB, Bucket, push, run, served, statuses
 
 from dvc_integrity.stores.attested import attested, is_plain_etag
 
 FILES = {f"data/{number:02}": b"%d" % number * (number + 1) for number in range(30)}
-
-
-def run(*arguments: str) -> tuple[int, dict[str, Any], str]:
-    """Run ``dvc-integrity ... --json`` in the current folder: status, document, stderr."""
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc_integrity", *arguments, "--json"],
-        capture_output=True,
-        check=False,
-        text=True,
-        timeout=120,
-        env={**os.environ, **CREDENTIALS},
-    )
-    assert "Traceback" not in done.stderr
-    return done.returncode, json.loads(done.stdout), done.stderr
-
-
-def statuses(report: dict[str, Any]) -> dict[str, str]:
-    return {each["path"]: each["status"] for each in report["findings"]}
-
-
-def push(project: Project) -> None:
-    """Push with the real program: it brings an event loop and a session of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", "push"],
-        capture_output=True,
-        check=False,
-        text=True,
-        cwd=project.root,
-        env={**os.environ, **CREDENTIALS},
-    )
-    assert 0 == done.returncode, done.stderr
 
 
 def tracked_on(project: Project, url: str, **settings: str) -> Project:
@@ -63,21 +28,6 @@ def tracked_on(project: Project, url: str, **settings: str) -> Project:
 
 
 # ----------------------------------------------------------------- S3
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path]]:
-    """Run a server of S3."""
-    with served(S3, tmp_path_factory.mktemp("s3")) as running:
-        yield running
-
-
-@pytest.fixture
-def bucket(server: tuple[int, Path], request: pytest.FixtureRequest) -> Bucket:
-    """Make a bucket for a test."""
-    made = Bucket(*server, name=f"b{abs(hash(request.node.nodeid)) % 10**12}")
-    made.request("PUT")
-    return made
 
 
 @pytest.fixture

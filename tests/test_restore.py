@@ -267,3 +267,74 @@ def test_what_another_program_renames_into_place_survives(project: Project) -> N
     assert [] == lost
     assert last
     assert any("meanwhile" in each.detail or "written since" in each.detail for each in outcomes)
+
+
+def lose(project: Project, data: bytes) -> None:
+    """Delete an object everywhere."""
+    digest = hashlib.md5(data).hexdigest()
+    for store in (project.cache, project.top.parent / "remote"):
+        (store / "files/md5" / digest[:2] / digest[2:]).unlink(missing_ok=True)
+
+
+def restored(project: Project, **choice: Any) -> di.Restoration:
+    repository = di.Repository(project.root)
+    report = di.verify(repository.manifest("data"), repository.workspace)
+    sources = [repository.cache, *repository.remotes]
+    return di.restore(report, repository.workspace, sources, **choice).apply()
+
+
+@pytest.mark.parametrize("twin_is_good", [True, False])
+def test_another_file_of_the_same_bytes_serves(project: Project, twin_is_good: bool) -> None:
+    """Where no store has the object any more; it is hashed before it is believed."""
+    project.add("data", {PATH: GOOD, "data/twin": GOOD})
+    project.commit("data")
+    lose(project, GOOD)
+    (project.root / PATH).unlink()
+    if not twin_is_good:
+        own_copy(project.root / "data/twin")
+        faults.flip_bit(project.root / "data/twin")
+    done = restored(project, modified=True)
+    assert twin_is_good == done.ok
+    assert twin_is_good == (project.root / PATH).exists()
+    if twin_is_good:
+        assert GOOD == (project.root / PATH).read_bytes()
+        assert {"workspace:data/twin"} == {
+            each.source for each in done.outcomes if each.path == PATH
+        }
+
+
+def test_an_edit_stays_while_its_object_comes_back(tracked: Project) -> None:
+    """The file is somebody's, its object in the cache is nobody's."""
+    place = tracked.root / PATH
+    place.unlink()
+    place.write_bytes(b"an edit")
+    digest = hashlib.md5(GOOD).hexdigest()
+    cached = tracked.cache / "files/md5" / digest[:2] / digest[2:]
+    cached.unlink()
+    done = restored(tracked)
+    assert not done.ok
+    assert (b"an edit", GOOD) == (place.read_bytes(), cached.read_bytes())
+
+
+@pytest.mark.parametrize("cold", [False, True])
+def test_what_was_missing_is_read_back_when_that_is_asked_for(
+    tracked: Project, cold: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is hashed as it is written in any case; a disk that keeps other bytes is asked first."""
+    (tracked.root / PATH).unlink()
+    repository = di.Repository(tracked.root)
+    report = di.verify(repository.manifest("data"), repository.workspace)
+    plan = di.restore(report, repository.workspace, [repository.cache])
+    fsync = os.fsync
+
+    def lying(descriptor: int) -> None:
+        fsync(descriptor)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            with open(f"/proc/self/fd/{descriptor}", "r+b", buffering=0) as file:
+                file.write(b"?")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lying)
+        done = plan.apply(cold=cold)
+    assert cold == (not done.ok)
+    assert cold == (not (tracked.root / PATH).exists())

@@ -29,7 +29,7 @@ import pytest
 from dvc.cli import main as dvc_main
 from dvc.repo import Repo
 from projects import Project, listing, md5, object_path
-from servers import CREDENTIALS, S3, SSH, WEB, Bucket, served
+from servers import CREDENTIALS, SSH, WEB, Bucket, served
 
 import dvc_integrity.cli
 
@@ -377,13 +377,6 @@ def served_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path]]:
-    """Run a server of S3."""
-    with served(S3, tmp_path_factory.mktemp("s3")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def web(tmp_path_factory: pytest.TempPathFactory, served_folder: Path) -> Iterator[int]:
     """Run a web server."""
     with served(WEB, tmp_path_factory.mktemp("web"), os.fspath(served_folder)) as (port, _):
@@ -420,7 +413,7 @@ def site(
     project.dvc("push")
     made = Site(project, mirror, modes=cell.kind != "ssh")
     if cell.kind == "s3":
-        port, log = request.getfixturevalue("s3")
+        port, log = request.getfixturevalue("server")
         made.bucket = Bucket(port, log, name=f"b{md5(str(cell).encode())}")
         made.bucket.request("PUT")
         made.upload()

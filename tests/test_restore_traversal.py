@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -79,7 +80,7 @@ def test_a_folder_that_turns_into_a_link_meanwhile(tracked: Project, outside: Pa
     folder, link = tracked.root / "data/sub", tracked.root / "link"
     link.symlink_to(outside)
     before = snapshot(outside)
-    done = threading.Event()
+    done, swaps = threading.Event(), itertools.count()
 
     def swap() -> None:
         above = os.open(folder.parent, os.O_RDONLY)
@@ -87,6 +88,7 @@ def test_a_folder_that_turns_into_a_link_meanwhile(tracked: Project, outside: Pa
             while not done.is_set():
                 exchange(os.fspath(link), above, folder.name)
                 exchange(os.fspath(link), above, folder.name)
+                next(swaps)
         finally:
             os.close(above)
 
@@ -104,6 +106,7 @@ def test_a_folder_that_turns_into_a_link_meanwhile(tracked: Project, outside: Pa
             done.set()
             swapping.join()
         assert before == snapshot(outside)
+    assert next(swaps) > 0
     assert restore(tracked).ok
 
 
@@ -119,22 +122,26 @@ def test_a_file_that_is_a_link_to_outside(tracked: Project, outside: Path) -> No
     assert before == snapshot(outside)
 
 
-@pytest.mark.parametrize("relpath", ["../up", "/abs", "a/../../up", "a\0b"])
+EVIL = [["../up"], ["/abs"], ["a/../../up"], ["a\0b"], ["twice", "twice"]]
+
+
+@pytest.mark.parametrize("relpaths", EVIL, ids=lambda paths: repr(paths[0]))
 def test_a_listing_that_leads_out_is_refused(
-    project: Project, relpath: str, tmp_path: Path
+    project: Project, relpaths: list[str], tmp_path: Path
 ) -> None:
     """It hashes to what was committed, and is not believed for that."""
     data = b"evil"
     plant(project.cache, data)
-    oid = plant(project.cache, raw_listing([{"md5": md5(data), "relpath": relpath}]), ".dir")
+    entries = [{"md5": md5(data), "relpath": path} for path in relpaths]
+    oid = plant(project.cache, raw_listing(entries), ".dir")
     project.write_outs("data.dvc", {"md5": oid, "path": "data", "hash": "md5", "nfiles": 1})
     project.commit("data")
-    before = set(os.listdir(tmp_path))
+    before = snapshot(tmp_path)
     done = command(project, "restore", "--json")
     assert 3 == done.returncode
     assert "ManifestError" == json.loads(done.stdout)["error"]
-    assert before == set(os.listdir(tmp_path))
-    assert not (project.root / "up").exists()
+    assert before == snapshot(tmp_path)
+    assert not Path("/abs").exists()
 
 
 def test_a_cache_that_is_a_link_is_healed_where_it_lies(tracked: Project, tmp_path: Path) -> None:
@@ -146,6 +153,23 @@ def test_a_cache_that_is_a_link_is_healed_where_it_lies(tracked: Project, tmp_pa
     place.write_bytes(b"bad")
     assert 0 == command(tracked, "restore", "--store", "cache").returncode
     assert FILES["data/sub/0"] == place.read_bytes()
+
+
+def test_an_object_of_dvc_2_is_healed_in_its_own_layout(project: Project, tmp_path: Path) -> None:
+    """Its hash has no kind, and its object no `files/md5` above it."""
+    data = b"a\nb\n"
+    oid = plant(project.cache, data, legacy=True)
+    remote = tmp_path / "remote"
+    plant(remote, data, legacy=True)
+    project.dvc("remote", "add", "-d", "disk", os.fspath(remote))
+    project.write_outs("old.dvc", {"md5": oid, "path": "old", "size": len(data)})
+    project.commit("data")
+    cached = object_path(project.cache, oid, legacy=True)
+    cached.chmod(0o644)
+    cached.write_bytes(b"bad")
+    assert 0 == command(project, "restore").returncode
+    assert (data, data) == ((project.root / "old").read_bytes(), cached.read_bytes())
+    assert not (project.cache / "files").exists()
 
 
 def test_folders_of_a_shared_cache_are_for_the_group(project: Project, tmp_path: Path) -> None:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
 import pickle
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import faults
 import pytest
+import servers
 from projects import Project, md5, object_path
-from servers import CREDENTIALS, PROXY, S3, Bucket, served
+from servers import CREDENTIALS, PROXY, Bucket, run, served, statuses
 
 from dvc_integrity import Repository
 
@@ -33,24 +32,6 @@ VERSIONING = (
 )
 
 
-def run(*arguments: str) -> tuple[int, dict[str, Any]]:
-    """Run ``dvc-integrity ... --json`` in the current folder: status and document."""
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc_integrity", *arguments, "--json"],
-        capture_output=True,
-        check=False,
-        text=True,
-        timeout=120,
-        env={**os.environ, **CREDENTIALS},
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.returncode, json.loads(done.stdout)
-
-
-def statuses(report: dict[str, Any]) -> dict[str, str]:
-    return {each["path"]: each["status"] for each in report["findings"]}
-
-
 def states(status: dict[str, Any]) -> dict[str, dict[str, str]]:
     return {
         each["path"]: {copy["store"]: copy["state"] for copy in each["copies"]}
@@ -59,16 +40,8 @@ def states(status: dict[str, Any]) -> dict[str, dict[str, str]]:
 
 
 def push(project: Project, *, expect: int = 0) -> None:
-    """Push with the real program, and commit the versions that DVC writes down."""
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", "push"],
-        capture_output=True,
-        check=False,
-        text=True,
-        cwd=project.root,
-        env={**os.environ, **CREDENTIALS},
-    )
-    assert expect == done.returncode, done.stderr
+    """Push, and commit the versions that DVC writes down."""
+    servers.push(project, expect=expect)
     project.commit("pushed")
 
 
@@ -86,20 +59,10 @@ def rewrite(project: Project, old: str, new: str, file: str = "data.dvc") -> Non
     project.commit("by hand")
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path]]:
-    """Run a server of S3."""
-    with served(S3, tmp_path_factory.mktemp("s3")) as running:
-        yield running
-
-
-@pytest.fixture
-def bucket(server: tuple[int, Path], request: pytest.FixtureRequest) -> Bucket:
-    """Make a bucket that keeps versions."""
-    made = Bucket(*server, name=f"b{abs(hash(request.node.nodeid)) % 10**12:012}")
-    made.request("PUT")
-    made.request("PUT", "?versioning", VERSIONING)
-    return made
+@pytest.fixture(autouse=True)
+def _versioning(bucket: Bucket) -> None:
+    """Let the bucket keep versions."""
+    bucket.request("PUT", "?versioning", VERSIONING)
 
 
 @pytest.fixture
@@ -135,7 +98,7 @@ def test_each_file_is_read_in_its_committed_version(
     bucket.request("PUT", "pre/data/a", b"newer bytes")
     bucket.request("DELETE", "pre/one.bin")
     before = len(bucket.requests())
-    status, report = run("verify", "--store", "remote")
+    status, report, _ = run("verify", "--store", "remote")
     assert (0, "clean", []) == (status, report["verdict"], report["findings"])
     assert len(FILES) == report["coverage"]["rehashed"]["files"]
     read = [each for each in bucket.requests()[before:] if "GET" in each and "/pre/" in each]
@@ -166,10 +129,10 @@ def test_a_deleted_version_is_missing(pushed: Project, bucket: Bucket) -> None:
     """It is missing although a newer version has the bytes, and although a twin has them."""
     bucket.request("PUT", "pre/data/a", FILES["data/a"])
     bucket.request("DELETE", f"pre/data/a?versionId={versions(pushed)[0]}")
-    status, report = run("verify", "--store", "remote:far")
+    status, report, _ = run("verify", "--store", "remote:far")
     assert (1, {"data/a": "missing"}) == (status, statuses(report))
     assert "deleted" in report["findings"][0]["detail"]
-    status, document = run("status", "--all-places")
+    status, document, _ = run("status", "--all-places")
     assert 1 == status
     good = {"workspace": "good", "cache": "good"}
     assert {"data/a": {**good, "remote:far": "absent"}} == states(document)
@@ -183,7 +146,7 @@ def test_a_version_with_other_bytes_is_corrupt(pushed: Project) -> None:
     (new, *_) = versions(pushed)
     assert new != old
     rewrite(pushed, new, old)
-    status, report = run("verify", "--store", "remote")
+    status, report, _ = run("verify", "--store", "remote")
     assert (1, {"data/a": "corrupt"}) == (status, statuses(report))
     (finding,) = report["findings"]
     assert f"md5:{md5(FILES['data/a'])}" == finding["found"]
@@ -199,9 +162,9 @@ def test_the_versions_are_those_of_the_revision(pushed: Project, bucket: Bucket)
     bucket.request("DELETE", f"pre/data/a?versionId={old}")
     place = pushed.root / "data.dvc"
     place.write_text(place.read_text().replace(new, old))
-    assert (0, {}) == (run("verify", "--store", "remote")[0], {})
+    assert 0 == run("verify", "--store", "remote")[0]
     for rev in ("HEAD~1", "workspace"):
-        status, report = run("verify", "--store", "remote", "--rev", rev)
+        status, report, _ = run("verify", "--store", "remote", "--rev", rev)
         assert (1, {"data/a": "missing"}) == (status, statuses(report))
 
 
@@ -212,7 +175,7 @@ def test_what_has_no_version_is_missing(pushed: Project) -> None:
             "one.bin.dvc")  # fmt: skip
     pushed.add("data", {"data/new": b"never pushed"})
     pushed.commit("not pushed")
-    status, report = run("verify", "--store", "remote")
+    status, report, _ = run("verify", "--store", "remote")
     expected = {"one.bin": "missing", "data/new": "missing"}
     assert (1, expected) == (status, statuses(report))
     place = pushed.root / "one.bin.dvc"  # so DVC wrote it before it told remotes apart
@@ -225,11 +188,11 @@ def test_what_has_no_version_is_missing(pushed: Project) -> None:
 def test_a_folder_that_was_never_pushed_is_missing(configured: Callable[..., Project]) -> None:
     """Its listing is looked for in the cache alone: no remote of versions has listings."""
     project = configured()
-    status, report = run("verify", "--store", "remote")
+    status, report, _ = run("verify", "--store", "remote")
     assert (1, dict.fromkeys(FILES, "missing")) == (status, statuses(report))
     (oid,) = re.findall(r"md5: (\w+)\.dir", (project.root / "data.dvc").read_text())
     faults.delete(object_path(project.cache, f"{oid}.dir"))
-    status, report = run("verify", "--store", "remote", "data")
+    status, report, _ = run("verify", "--store", "remote", "data")
     assert {"data": "unverifiable"} == statuses(report)
     assert "absent from the remote:far" in report["findings"][0]["detail"]
 
@@ -242,7 +205,7 @@ def test_another_remote_is_not_to_have_what_was_not_pushed_there(
     pushed.dvc("remote", "modify", "second", "endpointurl", bucket.endpoint)
     pushed.dvc("remote", "modify", "second", "version_aware", "true")
     bucket.request("DELETE", f"pre/data/a?versionId={versions(pushed)[0]}")
-    _, document = run("status", "--all-places")
+    _, document, _ = run("status", "--all-places")
     good = {"workspace": "good", "cache": "good"}
     expected = {"data/a": {**good, "remote:far": "absent", "remote:second": "not-kept"}}
     assert expected == states(document)
@@ -251,7 +214,7 @@ def test_another_remote_is_not_to_have_what_was_not_pushed_there(
 def test_without_a_content_hash_nothing_can_be_told(pushed: Project) -> None:
     """An etag and a version prove no content."""
     rewrite(pushed, rf"    md5: {md5(FILES['data/deep/b'])}\n", "")
-    status, report = run("verify", "--store", "remote")
+    status, report, _ = run("verify", "--store", "remote")
     assert (3, {"data/deep/b": "unverifiable"}) == (status, statuses(report))
 
 
@@ -261,7 +224,7 @@ def test_a_bucket_without_versions(configured: Callable[..., Project], bucket: B
     bucket.request("PUT", "?versioning", suspended)
     push(configured(), expect=255)
     assert FILES["data/a"] == bucket.request("GET", "pre/data/a")
-    status, report = run("verify", "--store", "remote")
+    status, report, _ = run("verify", "--store", "remote")
     assert (1, dict.fromkeys(FILES, "missing")) == (status, statuses(report))
 
 
@@ -283,7 +246,7 @@ def test_files_and_objects_come_back_from_versions(
     faults.flip_bit(object_path(project.cache, md5(FILES["data/deep/b"])))
     faults.delete(project.root / "data/deep/b")
     bucket.request("DELETE", f"pre/data/a?versionId={versions(project)[0]}")
-    status, document = run("restore")
+    status, document, _ = run("restore")
     assert (0, True) == (status, document["ok"]), document
     sources = {each["source"] for each in document["outcomes"] if each["path"] != "data/a"}
     assert {"remote:far"} == sources
@@ -295,7 +258,7 @@ def test_nothing_is_put_into_versions(pushed: Project, bucket: Bucket) -> None:
     """A new version would have another id than the committed one: `--push` says so."""
     bucket.request("DELETE", f"pre/data/a?versionId={versions(pushed)[0]}")
     before = len(bucket.requests())
-    status, document = run("restore", "--all-places", "--push")
+    status, document, _ = run("restore", "--all-places", "--push")
     assert (1, False) == (status, document["ok"])
     (outcome,) = document["outcomes"]
     assert ("data/a", "remote:far", "failed") == tuple(
@@ -342,7 +305,7 @@ def test_a_faulty_service_of_versions_is_told_from_damage(
     asked = f"GET /{bucket.name}/pre/one.bin?versionId="
     with served(PROXY, tmp_path, str(bucket.port), fault, "0", times, asked) as (port, _):
         pushed.dvc("remote", "modify", "far", "endpointurl", f"http://127.0.0.1:{port}")
-        status, report = run("verify", "--store", "remote")
+        status, report, _ = run("verify", "--store", "remote")
     assert ({"one.bin": "unreadable"} if outcome is None else outcome) == statuses(report)
     assert (3 if outcome is None else len(outcome)) == status
 
@@ -353,7 +316,7 @@ def test_a_bad_version_is_diagnosed(pushed: Project) -> None:
     pushed.add("data", {"data/a": b"fIrst"})
     push(pushed)
     rewrite(pushed, versions(pushed)[0], old)
-    _, document = run("diagnose", "data/a", "--store", "remote:far")
+    _, document, _ = run("diagnose", "data/a", "--store", "remote:far")
     assert ("corrupt", "cache") == (document["status"], document["good_copy"])
     assert 1 == document["damage"]["bits"]
 
@@ -368,7 +331,7 @@ def test_versions_elsewhere_than_on_s3_are_refused(
     project.dvc("remote", "modify", "near", kind, "true")
     project.add("one.bin", {"one.bin": b"1"})
     project.commit()
-    status, document = run("verify", "--store", "remote")
+    status, document, _ = run("verify", "--store", "remote")
     assert (3, "StoreError") == (status, document["error"])
     assert "on S3 only" in document["message"]
 
@@ -378,7 +341,7 @@ def test_a_worktree_without_versions_is_refused_as_dvc_does(pushed: Project) -> 
     """DVC has no remote of that kind."""
     pushed.dvc("remote", "modify", "far", "version_aware", "false")
     pushed.dvc("remote", "modify", "far", "worktree", "true")
-    status, document = run("verify", "--store", "remote")
+    status, document, _ = run("verify", "--store", "remote")
     assert (3, "StoreError") == (status, document["error"])
     assert "worktree remotes require version_aware cloud" in document["message"]
 
@@ -386,13 +349,13 @@ def test_a_worktree_without_versions_is_refused_as_dvc_does(pushed: Project) -> 
 def test_what_dvc_does_not_push_is_left_out(pushed: Project) -> None:
     """An output with `push: false` is not to be there; the others are judged as ever."""
     rewrite(pushed, "  path: data\n", "  path: data\n  push: false\n")
-    status, report = run("verify", "--store", "remote")
+    status, report, _ = run("verify", "--store", "remote")
     assert (0, ["data"], 1) == (status, report["left_out"], report["manifest"]["files"])
 
 
 @pytest.mark.usefixtures("pushed")
 def test_nobody_attests_versions() -> None:
     """A listing tells the newest versions, not the committed ones."""
-    status, document = run("verify", "--store", "remote", "--attested")
+    status, document, _ = run("verify", "--store", "remote", "--attested")
     assert (3, "StoreError") == (status, document["error"])
     assert "version-aware" in document["message"]
