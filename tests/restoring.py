@@ -15,6 +15,7 @@ import traceback
 from typing import Any
 
 import dvc_integrity as di
+from dvc_integrity import durable
 
 
 def restored(order: dict[str, Any]) -> dict[str, Any]:
@@ -33,6 +34,7 @@ def restored(order: dict[str, Any]) -> dict[str, Any]:
         scratch=order["scratch"],
         **({"jobs": order["jobs"]} if "jobs" in order else {}),
     )
+    durable.FILES_WORTH_ONE_SYNC = order.get("files_worth_one_sync", durable.FILES_WORTH_ONE_SYNC)
     done = plan.apply()
     return {"ok": done.ok, "outcomes": [each.to_json() for each in done.outcomes]}
 

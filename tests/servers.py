@@ -135,6 +135,52 @@ sys.stdin.read()
 """A faulty way to a web server: port, fault, bytes of the body before it, how often, and what the
 requests that it befalls have in their head. Faults: ``stall``, ``cut``, ``flip``, or a status."""
 
+RELAY = """
+import socket, sys, threading
+target, fault, after, times = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+lock, left = threading.Lock(), [times]
+listening = socket.create_server(("127.0.0.1", 0))
+forever = threading.Event()
+
+def pump(source, sink, most=None):
+    passed = 0
+    try:
+        while data := source.recv(65536):
+            if most is not None and passed + len(data) > most:
+                sink.sendall(data[: most - passed])
+                if fault == "stall":
+                    forever.wait()
+                break
+            sink.sendall(data)
+            passed += len(data)
+    except OSError:
+        pass
+    for end in (source, sink):
+        try:
+            end.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+
+def serve(client):
+    with lock:
+        left[0] -= 1
+        most = after if left[0] >= 0 else None
+    with client, socket.create_connection(("127.0.0.1", target)) as server:
+        threading.Thread(target=pump, args=(client, server), daemon=True).start()
+        pump(server, client, most)
+
+def accept():
+    while True:
+        client, _ = listening.accept()
+        threading.Thread(target=serve, args=(client,), daemon=True).start()
+
+threading.Thread(target=accept, daemon=True).start()
+print(listening.getsockname()[1], flush=True)
+sys.stdin.read()
+"""
+"""A faulty way to any server: port, fault (``stall`` or ``cut``), bytes of the answers of a
+connection before it, and how many connections it befalls."""
+
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "tester",
     "AWS_SECRET_ACCESS_KEY": "secret",

@@ -320,3 +320,23 @@ def test_folders_that_are_made_survive_too(tmp_path: Path) -> None:
     assert f"<{top}>" in calls[1]
     assert f"<{top}/a>" in calls[3]
     assert NEW == alone(path)
+
+
+def test_errors_of_one_sync_for_all_are_told_file_by_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call for the whole file system does not say which file was not written."""
+    paths = [os.fspath(tmp_path / str(number)) for number in range(70)]
+    for path in paths:
+        Path(path).write_bytes(NEW)
+    monkeypatch.setattr(durable, "_call", raising(errno.EIO))
+    assert {} == durable.sync_files(paths, -1)
+    monkeypatch.setattr(os, "fsync", raising(errno.ENOSPC))
+    assert set(paths) == set(durable.sync_files(paths, -1))
+
+
+def raising(number: int) -> Callable[..., None]:
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import base64
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import faults
+import fsspec
 import pytest
 from projects import Project, md5, object_path
-from servers import PROXY, SSH, WEB, Bucket, push, run, served, statuses
+from servers import CREDENTIALS, PROXY, RELAY, SSH, WEB, Bucket, push, run, served, statuses
 
+from dvc_integrity.stores import Connection
 from dvc_integrity.stores.attested import attested, is_plain_etag
 
 FILES = {f"data/{number:02}": b"%d" % number * (number + 1) for number in range(30)}
@@ -218,6 +224,44 @@ def test_a_restore_from_a_faulty_service_takes_proven_bytes_or_none(
     assert not staging.exists() or [] == os.listdir(staging)
 
 
+def test_a_remote_that_keeps_other_bytes_than_it_was_given_gets_no_name_for_them(
+    on_s3: Project, bucket: Bucket, tmp_path: Path
+) -> None:
+    """What was put is read back under its temporary name: the bad object stays, and no other."""
+    bucket.request("PUT", key("data/03"), b"bad")
+    fault = (str(bucket.port), "flip", "0", ALWAYS, f"GET /{bucket.name}/pre/.dvc-integrity")
+    with served(PROXY, tmp_path, *fault) as (port, _):
+        on_s3.dvc("remote", "modify", "far", "endpointurl", f"http://127.0.0.1:{port}")
+        status, document, _ = run("restore", "--all-places", "--push")
+    assert 1 == status
+    (failed,) = [each for each in document["outcomes"] if each["result"] == "failed"]
+    assert ("data/03", True) == (failed["path"], "reads back" in failed["detail"])
+    assert b"bad" == bucket.request("GET", key("data/03"))
+    assert b".dvc-integrity" not in bucket.request("GET")
+
+
+def test_ctrl_c_ends_the_wait_for_a_remote(on_s3: Project, bucket: Bucket, tmp_path: Path) -> None:
+    """Nothing came for a while, and much less than the remote may take."""
+    path = f"GET /{bucket.name}/{key('data/11')}"
+    with served(PROXY, tmp_path, str(bucket.port), "stall", "-1", ALWAYS, path) as (port, _):
+        on_s3.dvc("remote", "modify", "far", "endpointurl", f"http://127.0.0.1:{port}")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dvc_integrity", "verify", "--store", "remote"],
+            env={**os.environ, **CREDENTIALS},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        deadline = time.monotonic() + 30
+        while path not in bucket.requests():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    assert 130 == process.returncode, errors
+    assert "Traceback" not in errors
+
+
 def test_wrong_credentials_of_s3_are_named(on_s3: Project, bucket: Bucket, tmp_path: Path) -> None:
     """Who may do nothing at all learns it once, and of which remote."""
     with served(PROXY, tmp_path, str(bucket.port), "403", "0", ALWAYS, "HTTP") as (port, _):
@@ -296,6 +340,39 @@ def test_objects_over_http_are_read_and_judged(
     assert (3, "StoreError") == (status, document["error"]), document
 
 
+@pytest.mark.parametrize(
+    ("fault", "after", "times", "expected"),
+    [
+        ("cut", 1000, 1, b"content" * 1000),
+        ("stall", 1000, 1, b"content" * 1000),
+        ("503", 0, 2, b"content" * 1000),
+        ("cut", 0, 1_000_000, "ended|disconnected|payload"),
+        ("stall", 1000, 1_000_000, "stalled"),
+    ],
+)
+def test_a_faulty_web_server_is_waited_for_in_bounded_time(
+    tmp_path: Path, fault: str, after: int, times: int, expected: bytes | str
+) -> None:
+    """What was cut off or stalls is asked for again from where it stopped, and not for ever."""
+    folder = tmp_path / "web"
+    folder.mkdir()
+    (folder / "object").write_bytes(b"content" * 1000)
+    with served(WEB, tmp_path, str(folder)) as (web, _):
+        arguments = (str(web), fault, str(after), str(times), "GET /object")
+        with served(PROXY, tmp_path, *arguments) as (port, _):
+            filesystem = fsspec.filesystem("http", skip_instance_cache=True)
+            base = f"http://127.0.0.1:{port}"
+            connection = Connection(filesystem, base, local=False, stall_seconds=1)
+            pieces = connection.stream(f"{base}/object")
+            if isinstance(expected, bytes):
+                assert expected == b"".join(pieces)
+                return
+            began = time.monotonic()
+            with pytest.raises(OSError, match=f"(?i){expected}"):
+                list(pieces)
+            assert time.monotonic() - began < 30
+
+
 # ----------------------------------------------------------------- SSH
 
 
@@ -321,3 +398,26 @@ def test_objects_over_ssh_are_read_and_judged(
         assert {"data/03": "corrupt", "data/04": "missing"} == statuses(report)
     status, document, _ = run("verify", "--store", "remote")
     assert (3, "StoreError") == (status, document["error"]), document
+
+
+@pytest.mark.parametrize(("fault", "times"), [("cut", 1), ("stall", 1), ("stall", 1_000_000)])
+def test_a_session_of_ssh_that_is_lost_is_opened_anew(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, times: int
+) -> None:
+    """It was cut off or stalled half way; if it always does, that ends in an error."""
+    remote = tmp_path / "ssh"
+    tracked_on(project, str(remote))
+    push(project)
+    monkeypatch.chdir(project.root)
+    after = "6000"  # as many bytes as opening a session takes, and a few objects
+    with (
+        served(SSH, tmp_path) as (ssh, _),
+        served(RELAY, tmp_path, str(ssh), fault, after, str(times)) as (port, _),
+    ):
+        project.dvc("remote", "modify", "far", "url", f"ssh://tester@127.0.0.1:{port}{remote}")
+        project.dvc("remote", "modify", "far", "timeout", "3" if times == 1 else "1")
+        status, report, _ = run("verify", "--store", "remote")
+    if times == 1:
+        assert (0, []) == (status, report["findings"])
+    else:
+        assert 3 == status

@@ -16,7 +16,7 @@ import faults
 import pytest
 
 import dvc_integrity as di
-from dvc_integrity.restore import Restorer
+from dvc_integrity.restore import Restorer, copying
 
 if TYPE_CHECKING:
     from projects import Project
@@ -338,3 +338,45 @@ def test_what_was_missing_is_read_back_when_that_is_asked_for(
         done = plan.apply(cold=cold)
     assert cold == (not done.ok)
     assert cold == (not (tracked.root / PATH).exists())
+
+
+@pytest.mark.parametrize("remote_is_good", [True, False])
+def test_a_large_file_is_hashed_as_it_is_written(
+    tracked: Project, remote_is_good: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is never whole in memory; a source that gives other bytes is followed by the next."""
+    monkeypatch.setattr(copying, "LARGE_BYTES", 1)
+    (tracked.root / PATH).unlink()
+    digest = hashlib.md5(GOOD).hexdigest()
+    copies = [tracked.cache, *([] if remote_is_good else [tracked.top.parent / "remote"])]
+    for store in copies:
+        faults.flip_bit(store / "files/md5" / digest[:2] / digest[2:])
+    done = restored(tracked)
+    assert remote_is_good == done.ok
+    assert remote_is_good == (tracked.root / PATH).exists()
+    if remote_is_good:
+        assert GOOD == (tracked.root / PATH).read_bytes()
+        assert {"remote:disk"} == {each.source for each in done.outcomes}
+
+
+@pytest.mark.parametrize("size", [len(GOOD), 3])
+def test_a_file_that_is_written_while_its_copy_is_made_stays(
+    tracked: Project, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not what was judged any more."""
+    place = tracked.root / PATH
+    own_copy(place)
+    faults.flip_bit(place)
+    mine = b"m" * size
+    copies = copying.Copier.copies
+
+    def late(copier: copying.Copier, works: Any) -> Any:
+        place.write_bytes(mine)
+        return copies(copier, works)
+
+    monkeypatch.setattr(copying.Copier, "copies", late)
+    done = restored(tracked, modified=True)
+    assert mine == place.read_bytes()
+    (outcome,) = [each for each in done.outcomes if each.place == "workspace"]
+    assert "meanwhile" in outcome.detail
+    assert [] == kept(tracked)

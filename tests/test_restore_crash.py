@@ -525,16 +525,18 @@ def identity(path: Path) -> str:
 
 
 @scenes(*SCENES)
+@pytest.mark.parametrize("worth", [1, 1000], ids=["by one call", "each"])
 def test_bytes_are_down_before_a_name_and_names_before_the_end(
-    scene: Scene, restoring: Restoring, tmp_path: Path
+    scene: Scene, restoring: Restoring, tmp_path: Path, worth: int
 ) -> None:
     """A file is synced between its last write and its name; a folder after its last change."""
     scene.reset()
     log = tmp_path / "calls"
-    answer = restoring.ask(scene.order(log=os.fspath(log)))
+    answer = restoring.ask(scene.order(log=os.fspath(log), files_worth_one_sync=worth))
     assert answer["ok"], answer
     calls = calls_of(log)
     assert answer["calls"] >= len(calls) > 10
+    assert (worth == 1) == any(call.name == "syncfs" for call in calls)
     restored = [p for p, old in scene.before.items() if old != scene.after[p]]
     given = {os.path.realpath(call.other) for call in calls if call.gives and call.other}
     assert {os.path.realpath(path) for path in restored} <= given, "a name without a rename"
